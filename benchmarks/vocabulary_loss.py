@@ -1,0 +1,201 @@
+"""Time and peak memory of the chunked vocabulary losses against the plain path: forward and backward on CPU.
+
+    python benchmarks/vocabulary_loss.py             # the claim: a vocabulary of 131072
+    python benchmarks/vocabulary_loss.py --quick     # seconds, to see that it runs; writes nothing
+
+Plain is what one writes by hand with torch, the fastest such form: ``cross_entropy(linear(...))``, ``kl_div``
+of two ``log_softmax``. Time: pairs in one process. Memory: each side alone in a fresh process, the highest
+resident size during one step minus the size just before it; inputs and parameters are there before, the
+gradients are not, and both sides must return them. ``without gradients`` takes their bytes off on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import torch
+import torch.nn.functional as F
+from pairs import check, measure_pair, write_result
+from torch import Tensor
+
+from limbeck.losses import divergences
+from limbeck.losses.vocabulary import linear_cross_entropy, linear_divergence, linear_sparse_divergence
+from limbeck.signals import SparseLogits
+
+CASES = ("cross_entropy", "forward_kl", "reverse_kl", "jensen_shannon", "sparse_forward_kl")
+SIZES = {
+    "512 x 256": (512, 256, 131072),
+    "1024 x 256": (1024, 256, 131072),
+    "1024 x 512": (1024, 512, 131072),
+}
+QUICK = {"64 x 32": (64, 32, 4096)}
+MAIN = "1024 x 256"
+TOP = 64
+
+
+def step(case: str, side: str, rows: int, width: int, vocabulary: int) -> Callable[[], Tensor]:
+    """One forward and backward pass of ``case``, by the ``chunked`` or the ``plain`` path."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.empty(shape).normal_(std=scale, generator=generator)
+
+    hidden, head = normal(rows, width), normal(vocabulary, width, scale=width**-0.5)
+    hidden.requires_grad_()
+    head.requires_grad_()
+    target = torch.randint(vocabulary, (rows,), generator=generator)
+    teacher_hidden, teacher_head = torch.empty(0), torch.empty(0)
+    if not case.startswith(("cross", "sparse")):
+        teacher_hidden, teacher_head = normal(rows, width), normal(vocabulary, width, scale=2 * width**-0.5)
+    values = normal(rows, TOP).log_softmax(-1).sort(descending=True).values - 0.1
+    indices = torch.stack([torch.randperm(vocabulary, generator=generator)[:TOP] for _ in range(rows)])
+    sparse = SparseLogits(values, indices, torch.log1p(-values.exp().sum(-1)), vocabulary)
+
+    def chunked() -> Tensor:
+        if case == "cross_entropy":
+            return linear_cross_entropy(hidden, head, target)
+        if case == "sparse_forward_kl":
+            return linear_sparse_divergence(hidden, head, sparse)
+        return linear_divergence(hidden, head, teacher_hidden, teacher_head, divergence=case)
+
+    def plain() -> Tensor:
+        logits = F.linear(hidden, head)
+        if case == "cross_entropy":
+            return F.cross_entropy(logits, target)
+        if case == "sparse_forward_kl":
+            return divergences.forward_kl(logits, sparse)
+        with torch.no_grad():
+            teacher = F.linear(teacher_hidden, teacher_head).log_softmax(-1)
+        student = logits.log_softmax(-1)
+        del logits
+        if case == "forward_kl":
+            return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+        if case == "reverse_kl":
+            return F.kl_div(teacher, student, log_target=True, reduction="batchmean")
+        middle = torch.logaddexp(student, teacher) - torch.log(torch.tensor(2.0))
+        halves = (F.kl_div(middle, x, log_target=True, reduction="batchmean") for x in (student, teacher))
+        return 0.5 * sum(halves, start=torch.zeros(()))
+
+    loss = chunked if side == "chunked" else plain
+
+    def run() -> Tensor:
+        hidden.grad = head.grad = None
+        value = loss()
+        value.backward()
+        return value.detach()
+
+    run.gradients = lambda: (hidden.grad, head.grad)  # type: ignore[attr-defined]
+    return run
+
+
+def peak_bytes(case: str, side: str, rows: int, width: int, vocabulary: int) -> int:
+    """Peak resident bytes of one step in a fresh process, over the bytes just before it."""
+    command = [sys.executable, __file__, "--measure", case, side, str(rows), str(width), str(vocabulary)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return int(json.loads(out.strip().splitlines()[-1]))
+
+
+def measure_here(case: str, side: str, size: tuple[int, int, int]) -> int:
+    # The libraries' own buffers exist after a small step, and freed memory is given back before the large
+    # one.
+    step(case, side, 8, 8, 64)()
+    run = step(case, side, *size)
+    before, highest, done = _resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.is_set():
+            highest = max(highest, _resident())
+            time.sleep(0.001)
+
+    mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    # ru_maxrss is exact where the step went above all that came before; else the watcher has to do.
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (after if after > mark else highest) - before
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def compare(case: str, size: tuple[int, int, int], repeats: int) -> dict[str, Any]:
+    sides = {side: step(case, side, *size) for side in ("chunked", "plain")}
+    results = {side: (run(), *(g.clone() for g in run.gradients())) for side, run in sides.items()}  # type: ignore[attr-defined]
+    differences = [
+        float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(*results.values(), strict=True)
+    ]
+    del results
+    pair = measure_pair(sides["chunked"], sides["plain"], repeats=repeats, warmup=1)
+    del sides
+    chunked, plain = (peak_bytes(case, side, *size) for side in ("chunked", "plain"))
+    rows, width, vocabulary = size
+    gradients = 4 * width * (rows + vocabulary)
+    return {
+        "rows": rows, "width": width, "vocabulary": vocabulary,
+        "time": pair.to_dict(),
+        "peak_bytes": {"chunked": chunked, "plain": plain, "gradients": gradients},
+        "memory_ratio": chunked / plain,
+        "memory_ratio_without_gradients": (chunked - gradients) / (plain - gradients),
+        "largest_relative_difference": dict(zip(("value", "hidden", "head"), differences, strict=True)),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        case, side, *size = options.measure
+        rows, width, vocabulary = (int(x) for x in size)
+        print(json.dumps(measure_here(case, side, (rows, width, vocabulary))))
+        return
+    results: dict[str, Any] = {}
+    print(
+        f"{'rows x width':12s} {'loss':18s} {'chunked / plain time':34s}"
+        f" {'peak MiB':>14s} {'ratio':>6s} {'w/o grads':>9s}"
+    )
+    for name, size in (QUICK if options.quick else SIZES).items():
+        for case in CASES if options.quick or name == MAIN else CASES[:2]:
+            entry = compare(case, size, options.repeats)
+            results[f"{case}, {name}"] = entry
+            low, high = entry["time"]["interval"]
+            seconds = f"{entry['time']['a']:.2f}/{entry['time']['b']:.2f} s"
+            spent = f"{seconds} = {entry['time']['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+            peaks = "/".join(f"{entry['peak_bytes'][side] / 2**20:.0f}" for side in ("chunked", "plain"))
+            ratios = f"{entry['memory_ratio']:6.3f} {entry['memory_ratio_without_gradients']:9.3f}"
+            print(f"{name:12s} {case:18s} {spent:34s} {peaks:>14s} {ratios}", flush=True)
+    if options.quick:
+        return
+    checks = []
+    for case in CASES:
+        entry = results[f"{case}, {MAIN}"]
+        checks.append(check(f"{case}: time over plain, {MAIN}", entry["time"]["ratio"], at_most=1.0))
+        checks.append(check(f"{case}: peak memory over plain, {MAIN}", entry["memory_ratio"], at_most=1 / 6))
+        difference = max(entry["largest_relative_difference"].values())
+        checks.append(check(f"{case}: largest relative difference from plain, {MAIN}", difference, at_most=1e-4))
+    write_result("vocabulary_loss", results, checks)
+    for entry in checks:
+        print("ok  " if entry["passed"] else "FAIL", entry["text"], f"{entry['value']:.3g}")
+
+
+if __name__ == "__main__":
+    main()

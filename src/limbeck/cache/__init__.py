@@ -1,0 +1,55 @@
+"""The teacher cache on disk: signals by sample id and view seed, checked against what they were made from."""
+
+from __future__ import annotations
+
+from limbeck.cache.build import position_mask, write_cache
+from limbeck.cache.codecs import Codec, codec
+from limbeck.cache.errors import (
+    BadSignals,
+    CacheError,
+    DiskFull,
+    EmptyCache,
+    ForeignCache,
+    LockedCache,
+    MissingSamples,
+    StaleCache,
+    TornCache,
+)
+from limbeck.cache.fingerprint import (
+    fingerprint_file,
+    fingerprint_module,
+    fingerprint_of,
+    fingerprint_tensors,
+    fingerprint_text,
+    fingerprint_tokenizer,
+)
+from limbeck.cache.manifest import Manifest, Shard, SignalSpec
+from limbeck.cache.reader import CacheReader
+from limbeck.cache.writer import CacheWriter
+
+__all__ = [
+    "BadSignals",
+    "CacheError",
+    "CacheReader",
+    "CacheWriter",
+    "Codec",
+    "DiskFull",
+    "EmptyCache",
+    "ForeignCache",
+    "LockedCache",
+    "Manifest",
+    "MissingSamples",
+    "Shard",
+    "SignalSpec",
+    "StaleCache",
+    "TornCache",
+    "codec",
+    "fingerprint_file",
+    "fingerprint_module",
+    "fingerprint_of",
+    "fingerprint_tensors",
+    "fingerprint_text",
+    "fingerprint_tokenizer",
+    "position_mask",
+    "write_cache",
+]

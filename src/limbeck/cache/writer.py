@@ -1,0 +1,305 @@
+"""Writing a cache: shard by shard, each whole or absent, so that a killed writer is continued."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from limbeck.cache.checks import bad_elements, encode, keys_of, rows_of, specs_of, words_of
+from limbeck.cache.codecs import Codec, codec
+from limbeck.cache.errors import BadSignals, ForeignCache, StaleCache
+from limbeck.cache.files import ASIDE, LOCK, FolderLock, write_whole
+from limbeck.cache.index import Int64
+from limbeck.cache.manifest import FILE, Manifest, Shard, SignalSpec
+from limbeck.cache.pending import Done, Rows
+from limbeck.cache.reader import load_keys
+from limbeck.errors import UserError
+from limbeck.signals import Signals, SparseLogits
+
+SUFFIX = ".safetensors"
+CHECKS = ("size", "full")
+
+
+class CacheWriter:
+    """Writes teacher signals into a folder, or goes on with one that an earlier writer left.
+
+    Rows are gathered until a shard is full; a shard is written aside, synchronised, renamed and then entered
+    into the manifest, so after a kill, a crash or a full disk every entered shard is good and at most the
+    rows of one shard are lost. Use it as a context manager: leaving it writes the last, shorter shard.
+
+    Args:
+        folder: a new or empty folder, or a cache with the same fingerprint and codecs.
+        fingerprint: content hashes of what decides the signals, by part: ``teacher``, ``preprocessing``,
+            ``tokenizer``, ``data``; see :func:`limbeck.cache.fingerprint_of`.
+        codecs: one codec for all signals, or one per signal name. A signal without one gets ``float16``;
+            integers and booleans are always stored ``exact``.
+        shard_rows: samples per shard, which is what a kill may cost.
+        shard_bytes: a shard is closed earlier when it holds this many bytes.
+        ragged: signals ``[B, L, ...]`` with positions of their own per sample; only those that the mask
+            counts are stored.
+        verify: how the shards of an earlier writer are checked: ``full`` (checksums) or ``size``. Torn ones
+            are dropped and their samples count as not done.
+
+    Raises:
+        LockedCache, StaleCache, ForeignCache, TornCache: the folder cannot be continued; the message says
+            why.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        fingerprint: Mapping[str, str],
+        codecs: Mapping[str, str] | str = "float16",
+        shard_rows: int = 4096,
+        *,
+        shard_bytes: int = 256 * 2**20,
+        ragged: Collection[str] = (),
+        verify: str = "full",
+    ) -> None:
+        if shard_rows < 1:
+            raise UserError("shard_rows", shard_rows, "1 or more")
+        if verify not in CHECKS:
+            raise UserError("verify", verify, CHECKS)
+        for name in (codecs,) if isinstance(codecs, str) else codecs.values():
+            codec(name)
+        self.folder = Path(folder)
+        self.dropped: tuple[str, ...] = ()
+        self.ragged = frozenset(ragged)
+        self._codecs = codecs
+        self._shard_rows, self._shard_bytes = shard_rows, shard_bytes
+        self._pending: list[Rows] = []
+        self._failed, self._process = False, os.getpid()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(self.folder)
+        self._lock: FolderLock | None = FolderLock(self.folder)
+        try:
+            self.manifest = self._open(dict(fingerprint), verify)
+            keys = [load_keys(self.folder, shard, bool(self.manifest.views)) for shard in self.manifest.shards]
+            self._done = Done(keys)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def write(self, ids: Tensor, signals: Signals, views: Tensor | None = None, mask: Tensor | None = None) -> int:
+        """Add a batch; samples that are already there are left out.
+
+        Args:
+            ids: integers ``[B]``.
+            signals: name -> ``[B, ...]``; the same names, shapes and dtypes in every call.
+            views: seeds of the augmentation ``[B]``, given always or never.
+            mask: bool ``[B, L]``, the positions of ragged signals that count.
+
+        Returns:
+            The number of samples added.
+
+        Raises:
+            BadSignals: NaN, infinite or out of the codec's range; nothing of the batch is added.
+            DiskFull: what is complete is kept; this writer is finished.
+        """
+        self._check_open()
+        keys, seeds = self._keys(ids, views)
+        specs = self._specs(signals, len(keys), mask)
+        fresh = ~self._done(keys, seeds)
+        first = numpy.zeros(len(keys), dtype=bool)
+        first[numpy.unique(numpy.stack([keys, seeds]), axis=1, return_index=True)[1]] = True
+        fresh &= first
+        if not fresh.any():
+            return 0
+        chosen = torch.from_numpy(fresh)
+        counted = None if mask is None else mask.detach().cpu().bool()[chosen]
+        parts: dict[str, Tensor] = {}
+        for name, spec in specs.items():
+            value = rows_of(signals[name], chosen)
+            positions = counted if spec.ragged else None
+            self._refuse_bad(name, value, keys[fresh], positions, spec.open())
+            parts.update({f"{name}/{part}": row for part, row in encode(value, positions, spec).items()})
+        lengths = None if counted is None or not self.ragged else counted.sum(1)
+        self.manifest.signals, self.manifest.views = specs, views is not None
+        rows = Rows.of(keys[fresh], seeds[fresh], parts, lengths, {n for n in specs if specs[n].ragged})
+        self._pending.append(rows)
+        self._done.add(keys[fresh], seeds[fresh])
+        while sum(len(rows) for rows in self._pending) >= self._shard_rows:
+            self._write_shard(self._shard_rows)
+        if sum(rows.bytes for rows in self._pending) >= self._shard_bytes:
+            self.flush()
+        return int(fresh.sum())
+
+    def done(self, ids: Tensor, views: Tensor | None = None) -> Tensor:
+        """Which of the samples are written or about to be: bool ``[B]``."""
+        return torch.from_numpy(self._done(*self._keys(ids, views)))
+
+    def done_ids(self) -> Tensor:
+        """Ids of all samples written or about to be, each once, rising."""
+        return torch.from_numpy(self._done.ids())
+
+    def flush(self) -> None:
+        """Write what is gathered, as a shard of its own."""
+        self._check_open()
+        if self._pending:
+            self._write_shard(sum(len(rows) for rows in self._pending))
+
+    def finish(self) -> Manifest:
+        """Write what is gathered and note that nothing is missing."""
+        self.flush()
+        self.manifest.complete = True
+        self.manifest.save(self.folder)
+        return self.manifest
+
+    def close(self) -> None:
+        """Write what is gathered and let another writer in; may be called again."""
+        if self._lock is None:
+            return
+        try:
+            # A forked worker must not write its parent's rows.
+            if not self._failed and os.getpid() == self._process:
+                self.flush()
+        finally:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> CacheWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        # The batches before the error are good; a second error here must not hide the first.
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _open(self, fingerprint: dict[str, str], verify: str) -> Manifest:
+        folder = self.folder
+        for leftover in folder.glob(f"*{ASIDE}"):
+            leftover.unlink()
+        if not (folder / FILE).exists():
+            manifest = Manifest(fingerprint)
+            manifest.save(folder)
+        else:
+            manifest = Manifest.load(folder)
+            manifest.expect(folder, {**dict.fromkeys(manifest.fingerprint, "none"), **fingerprint})
+            self._refuse_other_codecs(manifest)
+        check = manifest.check_content if verify == "full" else manifest.check_size
+        wrong = {shard: reason for shard in manifest.shards if (reason := check(folder, shard))}
+        self.dropped = tuple(wrong.values())
+        if wrong:
+            manifest.shards = [shard for shard in manifest.shards if shard not in wrong]
+            manifest.complete = False
+            manifest.save(folder)
+        entered = {shard.file for shard in manifest.shards}
+        for path in folder.glob(f"*{SUFFIX}"):
+            # Renamed but not yet entered when the writer died, or dropped just now.
+            if path.name not in entered:
+                path.unlink()
+        return manifest
+
+    def _refuse_other_codecs(self, manifest: Manifest) -> None:
+        for name, spec in manifest.signals.items():
+            wanted = self._codec_name(name, getattr(torch, spec.dtype))
+            if spec.codec != codec(wanted).name:
+                raise StaleCache(
+                    self.folder,
+                    f"signal {name} is stored as {spec.codec}, asked for {wanted}",
+                    "use the same codecs, or another folder",
+                    ("codec",),
+                )
+
+    def _codec_name(self, name: str, dtype: torch.dtype) -> str:
+        if not dtype.is_floating_point:
+            return "exact"
+        return self._codecs if isinstance(self._codecs, str) else self._codecs.get(name, "float16")
+
+    def _keys(self, ids: Tensor, views: Tensor | None) -> tuple[Int64, Int64]:
+        known = self.manifest.views
+        if known is not None and known != (views is not None):
+            raise UserError(
+                "views",
+                "none" if views is None else "seeds",
+                "seeds always or never",
+                f"the cache has {'' if known else 'no '}views",
+            )
+        keys = keys_of("id", ids)
+        seeds = numpy.zeros_like(keys) if views is None else keys_of("view", views)
+        if len(seeds) != len(keys):
+            raise UserError("view", f"{len(seeds)} seeds", f"{len(keys)}, one per id")
+        return keys, seeds
+
+    def _specs(self, signals: Signals, count: int, mask: Tensor | None) -> dict[str, SignalSpec]:
+        specs = specs_of(signals, count, mask, self.ragged, self._codec_name)
+        known = self.manifest.signals
+        if known and known != specs:
+            raise UserError("signals", words_of(specs), words_of(known), "every batch of a cache has the same signals")
+        return specs
+
+    def _refuse_bad(
+        self, name: str, value: Tensor | SparseLogits, ids: Int64, mask: Tensor | None, stored: Codec
+    ) -> None:
+        bad, words = bad_elements(name, value, stored)
+        if mask is not None:
+            bad = bad.reshape(*mask.shape, -1).any(-1) & mask
+        rows = bad.reshape(len(ids), -1).any(1).numpy()
+        if rows.any():
+            raise BadSignals(
+                self.folder,
+                f"signal {name} is {words} for {int(rows.sum())} of {len(ids)} samples, "
+                f"first ids {ids[rows][:5].tolist()}",
+                "check the teacher's precision and preprocessing, or take a wider codec (bfloat16, float32)",
+                ids[rows].tolist(),
+            )
+
+    def _write_shard(self, count: int) -> None:
+        taken: list[Rows] = []
+        rest = list(self._pending)
+        while count:
+            head = rest.pop(0)
+            if len(head) > count:
+                head, tail = head.split(count)
+                rest.insert(0, tail)
+            taken.append(head)
+            count -= len(head)
+        tensors = Rows.tensors(taken, bool(self.manifest.views))
+        content = safetensors.torch.save(tensors, {"format": "limbeck-cache"})
+        digest = hashlib.sha256(content).hexdigest()
+        last = max((int(shard.file.partition("-")[0]) for shard in self.manifest.shards), default=-1)
+        shard = Shard(f"{last + 1:06d}-{digest[:12]}{SUFFIX}", sum(map(len, taken)), len(content), digest)
+        try:
+            write_whole(self.folder / shard.file, content)
+            self.manifest.shards.append(shard)
+            self.manifest.complete = False
+            self.manifest.save(self.folder)
+        except BaseException:
+            self._failed = True
+            raise
+        self._pending = rest
+
+    def _check_open(self) -> None:
+        if self._lock is None or self._failed:
+            raise UserError(
+                "cache writer",
+                "closed",
+                "an open one",
+                "open a new writer; it goes on where this one stopped",
+            )
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if (folder / FILE).exists():
+        return
+    strange = [p.name for p in sorted(folder.iterdir()) if p.name != LOCK and p.name != FILE + ASIDE]
+    if strange:
+        raise ForeignCache(
+            folder,
+            f"there is no {FILE}, but other files are ({', '.join(strange[:5])})",
+            "give a new or empty folder",
+        )

@@ -1,0 +1,395 @@
+"""The ``limbeck`` command. Every command imports what it needs when it runs, so that help and errors come at once."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from limbeck.errors import LimbeckError, UserError
+
+
+def systems(family: str | None = None, task: str | None = None, json: bool = False) -> None:
+    """List the published systems with their verdicts.
+
+    Args:
+        family: only of this family, such as classification or language.
+        task: only systems whose task contains this text.
+        json: print JSON.
+    """
+    from limbeck.systems import registry
+
+    rows = [
+        {
+            "slug": card.slug, "title": card.title, "year": card.year, "family": card.family, "task": card.task,
+            "faithful": card.faithful, "entries": registry.verdicts(card.slug),
+        }
+        for card in registry.systems(family=family or "", task=task or "")
+    ]  # fmt: skip
+    if json:
+        _print_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table("system", "year", "family", "title", "claims (reproduced / not / inconclusive)", box=None)
+    for row in rows:
+        verdicts = "; ".join(f"{name} {_verdicts(counts)}" for name, counts in row["entries"].items())
+        table.add_row(row["slug"], str(row["year"]), row["family"], row["title"], verdicts or "not recorded")
+    _console().print(table)
+
+
+def show(slug: str, json: bool = False) -> None:
+    """Show one system: idea, formula, numbers, limits and how to use it.
+
+    Args:
+        slug: name of the system, as limbeck systems lists it.
+        json: print JSON.
+    """
+    import dataclasses
+
+    from limbeck.experiment import ledger
+    from limbeck.systems import registry
+
+    card = registry.card(slug)
+    recorded = ledger.read(card.family, card.slug)
+    if json:
+        _print_json(
+            {
+                **{k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(card).items()},
+                "ledger": recorded,
+            }
+        )
+        return
+    from rich.markdown import Markdown
+
+    console = _console()
+    console.print(f"[bold]{card.title}[/bold] ({card.year})\n{card.idea}\n")
+    for line in _recorded_lines(recorded):
+        console.print(line, highlight=False)
+    page = card.folder / "README.md"
+    console.print(Markdown(page.read_text(encoding="utf-8")))
+
+
+def run(
+    slug: str,
+    entry: str | None = None,
+    smoke: bool = False,
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
+    jobs: int = 2,
+    launcher: Literal["local", "ray"] = "local",
+    record: bool = False,
+    fresh: bool = False,
+    out: str | None = None,
+    json: bool = False,
+) -> None:
+    """Run a system's experiment: arms times seeds, then the verdict of every claim.
+
+    Args:
+        slug: name of the system.
+        entry: which of its experiments; the main one by default.
+        smoke: the small size, in seconds.
+        seeds: which seeds; those of the experiment by default.
+        arms: which arms; all by default.
+        jobs: arms that run side by side, one thread each.
+        launcher: processes of this machine, or a ray cluster.
+        record: write the result into the ledger.
+        fresh: forget the outcomes of an earlier run in OUT.
+        out: folder of the outcomes; runs/SLUG-ENTRY-SIZE by default. A run that was cut goes on from there.
+        json: print JSON.
+    """
+    import os
+    import shlex
+
+    # Before torch is imported: small networks are fastest on one thread.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from limbeck.experiment import ledger
+    from limbeck.experiment.runner import run_experiment
+    from limbeck.report.experiment_report import write_experiment_report
+    from limbeck.systems import registry
+
+    card = registry.card(slug)
+    reference = registry.experiment_reference(slug, entry or "")
+    name, size = reference.partition(":")[2], "smoke" if smoke else "full"
+    if record and (smoke or seeds or arms):
+        raise UserError("record", "part of an experiment", "the full size with all arms and seeds")
+    folder = Path(out or f"runs/{slug}-{name}-{size}")
+    command = shlex.join(["limbeck", *sys.argv[1:]])
+    result = run_experiment(
+        reference, size=size, seeds=seeds, arms=arms, jobs=jobs, launcher=launcher, out=folder, fresh=fresh,
+        progress=not json, command=command,
+    )  # fmt: skip
+    report = write_experiment_report(result, card, folder / "report.html")
+    if record:
+        path = ledger.write(card.family, card.slug, name, result)
+        _note(f"recorded in {path}")
+    if json:
+        _print_json(result)
+        return
+    for line in _recorded_lines({"entries": {name: result}}):
+        _console().print(line, highlight=False)
+    _note(f"report  {report}")
+
+
+def cache(
+    teacher: str, data: str, out: str, task: str | None = None, codec: str = "float16", allow_py: bool = False
+) -> None:
+    """Ask a teacher about every training sample once and keep its signals on disk.
+
+    Args:
+        teacher: hf:, timm:, pt2: or py: reference.
+        data: folder:, parquet:, csv:, jsonl:, hf:, testbed: or py: reference.
+        out: folder of the cache; a cache that was cut goes on.
+        task: classification, regression, embedding or features.
+        codec: float32, float16, int8 or topk:K.
+        allow_py: let py: references run code.
+    """
+    from limbeck.job.signals import write_signals
+
+    _print_json(write_signals(teacher, data, Path(out), task=task, codec=codec, allow_py=allow_py))
+
+
+def export(run: str, to: Literal["onnx", "pt2"] = "onnx", out: str | None = None) -> None:
+    """Export the student of a finished run, and compare the file with it on real samples.
+
+    Args:
+        run: the --out folder of limbeck distill.
+        to: onnx or pt2.
+        out: the file; RUN/student.onnx by default.
+    """
+    from limbeck.job.finished import export_student
+
+    _print_json(export_student(Path(run), to, Path(out) if out else None))
+
+
+def measure(run: str, json: bool = False) -> None:
+    """Measure the student of a finished run again: quality, agreement, size and speed on this machine.
+
+    Args:
+        run: the --out folder of limbeck distill.
+        json: print JSON.
+    """
+    from limbeck.job.finished import measure_again
+
+    result = measure_again(Path(run))
+    if json:
+        _print_json(result)
+        return
+    from limbeck.report.tables import rich_table
+
+    _console().print(rich_table(result))
+
+
+def report(run: str) -> None:
+    """Write the report of a finished run again.
+
+    Args:
+        run: the --out folder of limbeck distill, or a folder of limbeck run.
+    """
+    from limbeck.job.finished import write_report
+
+    _note(f"report  {write_report(Path(run))}")
+
+
+def data(action: str = "list", names: Sequence[str] = (), all: bool = False, json: bool = False) -> None:
+    """List, fetch and verify the real data and pretrained models that testbeds use.
+
+    Args:
+        action: list, get or verify.
+        names: which; for get and verify.
+        all: every one of them.
+        json: print JSON.
+    """
+    from limbeck.data import artefacts
+
+    if action == "list":
+        rows = artefacts.listing()
+        if json:
+            _print_json(rows)
+            return
+        from rich.table import Table
+
+        table = Table("name", "from", "licence", "size", "here", "what", box=None)
+        for row in rows:
+            here = "yes" if row["present"] else "no"
+            table.add_row(
+                row["name"], row["registry"], row["licence"], f"{row['bytes'] / 1e6:.0f} MB", here, row["holds"]
+            )
+        _console().print(table)
+        return
+    known = artefacts.listing()
+    wanted = [*names, *(row["name"] for row in known if all)]
+    if not wanted:
+        raise UserError("names", "none", [row["name"] for row in known], "or --all")
+    for name in wanted:
+        path = artefacts.fetch(name) if action == "get" else artefacts.verify(name)
+        _note(f"{name}  {path}")
+
+
+def doctor(json: bool = False) -> None:
+    """Check this installation: versions, optional libraries, processor, disk and caches.
+
+    Args:
+        json: print JSON.
+    """
+    from limbeck.job.doctor import examine
+
+    checks = examine()
+    if json:
+        _print_json(checks)
+    else:
+        for check in checks:
+            mark = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red] "}[
+                check["state"]
+            ]
+            _console().print(f"{mark} {check['what']}: {check['found']}", highlight=False)
+    if any(check["state"] == "bad" for check in checks):
+        raise SystemExit(1)
+
+
+def new(slug: str, family: str, root: str = ".") -> None:
+    """Begin a system of your own: a small working method, its experiment, page and test.
+
+    Args:
+        slug: its name, in small letters with hyphens.
+        family: classification, language, ...
+        root: a checkout of Limbeck, or any folder for a package of its own.
+    """
+    from limbeck.systems import registry
+
+    for path in registry.new_system(slug, family, root):
+        _note(str(path))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "systems": systems, "show": show, "run": run, "cache": cache, "export": export, "measure": measure,
+    "report": report, "data": data, "doctor": doctor, "new": new,
+}  # fmt: skip
+_DATA_ACTIONS = ("list", "get", "verify")
+_BY_HAND = {"action", "names"}
+
+
+def parser() -> Any:
+    """The command line, made from the functions above and from the settings of a job."""
+    from jsonargparse import ArgumentParser
+
+    from limbeck.job.settings import Settings
+
+    top = ArgumentParser(prog="limbeck", description="Distil neural networks, with proof of what was kept and gained.")
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = top.add_subcommands(required=False, dest="command")
+    job = ArgumentParser(description="Distil a teacher into a student and measure both.")
+    job.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    job.add_argument("--json", type=bool, default=False, help="print the result as JSON")
+    job.add_class_arguments(Settings, None)
+    commands.add_subcommand("distill", job, help="Distil a teacher into a student and measure both.")
+    for name, function in COMMANDS.items():
+        sub = ArgumentParser(description=function.__doc__)
+        if name == "data":
+            sub.add_argument("action", nargs="?", choices=_DATA_ACTIONS, default="list", help="what to do")
+            sub.add_argument("names", nargs="*", help="which artefacts, for get and verify")
+        sub.add_function_arguments(function, None, as_positional=name != "cache", skip=_BY_HAND)
+        commands.add_subcommand(name, sub, help=(function.__doc__ or "").partition("\n")[0])
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0, 2 for a user's error, 130 after Ctrl-C."""
+    top = parser()
+    chosen = top.parse_args(_normalised(list(sys.argv[1:] if arguments is None else arguments)))
+    if chosen.version:
+        from importlib.metadata import version
+
+        print(version("limbeck"))  # noqa: T201
+        return 0
+    if chosen.command is None:
+        top.print_help()
+        return 2
+    options = dict(chosen[chosen.command])
+    try:
+        return _dispatch(chosen.command, options)
+    except LimbeckError as error:
+        print(f"limbeck: {error}", file=sys.stderr)  # noqa: T201
+        return 130 if type(error).__name__ == "Interrupted" else 2
+    except KeyboardInterrupt:
+        print("limbeck: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def _normalised(arguments: list[str]) -> list[str]:
+    """``--dry-run`` for ``--dry_run=true``: dashes in names, and switches without a value."""
+    from limbeck.job.settings import Settings
+
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    hints = Settings.__annotations__ if command == "distill" else getattr(COMMANDS.get(command), "__annotations__", {})
+    # Annotations are texts: these modules postpone their evaluation.
+    switches = {"json", *(name for name, kind in hints.items() if kind in ("bool", "bool | None"))}
+    words = []
+    for place, word in enumerate(arguments):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            following = arguments[place + 1] if place + 1 < len(arguments) else ""
+            bare = name in switches and not equals and following not in ("true", "false", "null")
+            word = f"--{name}=true" if bare else f"--{name}{equals}{value}"
+        words.append(word)
+    return words
+
+
+def _dispatch(command: str, options: dict[str, Any]) -> int:
+    if command != "distill":
+        COMMANDS[command](**options)
+        return 0
+    from limbeck.job.progress import Progress
+    from limbeck.job.run import run as run_job
+    from limbeck.job.settings import Settings
+
+    options.pop("config", None)
+    as_json = options.pop("json")
+    result = run_job(Settings(**options), Progress(quiet=as_json))
+    if as_json:
+        _print_json(result)
+    return 0
+
+
+def _recorded_lines(recorded: dict[str, Any]) -> list[str]:
+    from limbeck.report.tables import format_difference, format_interval, format_spread
+
+    lines = []
+    for name, entry in recorded.get("entries", {}).items():
+        metric = entry["metric"]
+        lines.append(f"[bold]{name}[/bold]  {entry['testbed']}, seeds {entry['seeds']}, {metric} on test samples")
+        for arm, values in entry["arms"].items():
+            summary = values["summary"].get(metric, {})
+            spread = format_spread(metric, summary.get("mean"), summary.get("std"))
+            lines.append(f"  {arm:>24}  {spread}  {values['description']}")
+        for claim in entry["claims"]:
+            found = format_difference(claim.get("metric") or "", claim.get("difference"))
+            interval = format_interval(claim.get("metric") or "", claim.get("interval"))
+            lines.append(f"  {claim['verdict']}: {claim['text']} ({found}; {interval})")
+        lines.append("")
+    return lines
+
+
+def _verdicts(counts: dict[str, int]) -> str:
+    return " / ".join(str(counts.get(name, 0)) for name in ("reproduced", "not reproduced", "inconclusive"))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _note(text: str) -> None:
+    print(text)  # noqa: T201
+
+
+def _print_json(value: Any) -> None:
+    print(json_format.dumps(value, indent=1, default=str))  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,10 @@
+"""The engine: distillers, phases and the trainer around them."""
+
+from limbeck.engine.callbacks import Interrupted
+from limbeck.engine.distiller import Distiller
+from limbeck.engine.fit import History, fit
+from limbeck.engine.optimizer import OptimizerSettings
+from limbeck.engine.peers import PeerDistiller
+from limbeck.engine.program import Phase, run_program
+
+__all__ = ["Distiller", "History", "Interrupted", "OptimizerSettings", "PeerDistiller", "Phase", "fit", "run_program"]

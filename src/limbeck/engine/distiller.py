@@ -1,0 +1,245 @@
+"""The distiller: a student, what teaches it, and what it is taught, as one LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from limbeck.engine.callbacks import ExactResume
+from limbeck.engine.optimizer import OptimizerSettings
+from limbeck.errors import LimbeckError, UserError
+from limbeck.objectives.base import Objective, total
+from limbeck.signals import Batch, Forward, Signals, move, run_network
+from limbeck.sources import Live, Source
+from limbeck.taps import Taps
+
+
+class Distiller(LightningModule):
+    """Trains one student with any ordinary Lightning ``Trainer``.
+
+    Args:
+        student: any network.
+        objective: what is minimised; its ``needs`` say which signals are read.
+        teacher: a :class:`~limbeck.sources.Source`, or a plain network (taken as ``Live(network)``), or None.
+        optimizer: settings of the optimiser and schedule.
+        taps: inner tensors of the student, name -> path; see :class:`limbeck.taps.Taps`.
+        forward: how to run the student on a batch.
+        trainable: patterns of parameter names that learn; everything else is frozen and stays in eval mode.
+        log_gradient_norms: also log the gradient norm of every term (one more backward pass per logged step).
+
+    The checkpoint holds the student, the objective's own weights (projectors) and the state of a changing teacher;
+    of a frozen teacher only the fingerprint.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        objective: Objective,
+        teacher: Source | nn.Module | None = None,
+        *,
+        optimizer: OptimizerSettings | None = None,
+        taps: Mapping[str, str] | None = None,
+        forward: Forward = run_network,
+        trainable: Iterable[str] = ("*",),
+        log_gradient_norms: bool = False,
+    ) -> None:
+        super().__init__()
+        self.student, self.objective = student, objective
+        self.teacher = Live(teacher) if isinstance(teacher, nn.Module) else teacher
+        if objective.needs.teacher and self.teacher is None:
+            raise UserError(
+                "teacher", "none", f"a source of {', '.join(objective.needs.teacher)}, which the objective needs"
+            )
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.run_student = forward
+        self.log_gradient_norms = log_gradient_norms
+        self.taps = Taps(student, dict(taps or {}))
+        self._frozen = freeze_except(student, tuple(trainable))
+        self.steps_done = 0
+        self.latest_terms: dict[str, Tensor] = {}
+        self._refuse_shared_weights()
+
+    def _refuse_shared_weights(self) -> None:
+        own = {id(parameter) for parameter in self.student.parameters()}
+        networks = self.teacher.modules() if self.teacher is not None else []
+        shared = sum(id(parameter) in own for network in networks for parameter in network.parameters())
+        if shared:
+            raise UserError(
+                "teacher",
+                f"a network that shares {shared} weights with the student",
+                "a network of its own",
+                "use Snapshot or EMA to learn from the student itself",
+            )
+
+    # Signals.
+
+    def student_signals(self, batch: Batch) -> Signals:
+        """The student's outputs and taps for a batch."""
+        with self.taps.capture() as tapped:
+            signals = self.run_student(self.student, batch)
+        return {**signals, **tapped}
+
+    def teacher_signals(self, batch: Batch) -> Signals:
+        """What the objective needs of the teacher for a batch."""
+        if self.teacher is None or not self.objective.needs.teacher:
+            return {}
+        return self.teacher(batch, self.objective.needs.teacher)
+
+    def build(self, batch: Batch) -> Distiller:
+        """One dry forward: checks that student, teacher and objective fit, and inserts projectors.
+
+        Call it before training with a plain Trainer when the objective compares features of different widths.
+        """
+        mode = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                student, teacher = self.student_signals(batch), self.teacher_signals(batch)
+                self.objective.build(student, teacher)
+                self.objective(student, teacher, batch)
+        finally:
+            self.train(mode)
+        return self
+
+    # Training.
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.objective.set_progress(self.progress)
+        terms = self.objective(self.student_signals(batch), self.teacher_signals(batch), batch)
+        loss = total(terms)
+        logged = {**terms, "loss": loss, **self.objective.observed()}
+        self.latest_terms = {name: value.detach() for name, value in logged.items()}
+        if self.trainer.loggers and self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self.log_dict(self.latest_terms)
+            if self.log_gradient_norms:
+                self.log_dict(self.gradient_norms(terms))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        terms = self.objective(self.student_signals(batch), self.teacher_signals(batch), batch)
+        values = {f"validation/{name}": value for name, value in {**terms, "loss": total(terms)}.items()}
+        self.log_dict(values, batch_size=len(batch["id"]), sync_dist=True)
+
+    def gradient_norms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Norm of the gradient of each term with respect to the student's trainable weights."""
+        weights = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        norms = {}
+        for name, value in terms.items():
+            if value.requires_grad:
+                gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+                parts = [gradient.norm() for gradient in gradients if gradient is not None]
+                norms[f"gradient_norm/{name}"] = torch.stack(parts).norm() if parts else value.new_zeros(())
+        return norms
+
+    @property
+    def progress(self) -> float:
+        """How far training is, from 0 to 1."""
+        return self.steps_done / max(int(self.trainer.estimated_stepping_batches), 1)
+
+    def configure_optimizers(self) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = self.optimizer_settings.build(
+            self.parameters(), steps, fused=self.trainer.precision != "16-mixed"
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning refuses to clip for fused optimisers under any mixed precision; only float16 scales gradients.
+        if gradient_clip_val and self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm in (None, "norm"):
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.steps_done += 1
+        if self.teacher is not None:
+            self.teacher.after_step(self.student, self.steps_done)
+
+    def on_train_epoch_end(self) -> None:
+        if self.teacher is not None:
+            self.teacher.after_epoch(self.student, self.current_epoch + 1)
+
+    def train(self, mode: bool = True) -> Distiller:
+        super().train(mode)
+        # BatchNorm of a frozen part would go on learning its statistics.
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    # State and devices.
+
+    def setup(self, stage: str) -> None:
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return move(batch, device)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [ExactResume()]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["limbeck"] = {"steps_done": self.steps_done}
+        if self.teacher is not None:
+            checkpoint["limbeck"]["teacher"] = {
+                "fingerprint": self.teacher_fingerprint(),
+                "state": self.teacher.state_dict(),
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get("limbeck")
+        if state is None:
+            raise LimbeckError("this checkpoint was not written by a Distiller: its teacher and step are missing")
+        self.steps_done = state["steps_done"]
+        if self.teacher is not None:
+            if "teacher" not in state:
+                raise UserError("resume", "a checkpoint without a teacher", "one that was trained with this teacher")
+            if state["teacher"]["fingerprint"] != self.teacher_fingerprint():
+                raise UserError(
+                    "teacher", "another teacher than the checkpoint's", "the teacher that training began with"
+                )
+            self.teacher.load_state_dict(state["teacher"]["state"])
+
+    def teacher_fingerprint(self) -> str:
+        """The teacher's fingerprint, hashed once: a frozen teacher does not change."""
+        if not hasattr(self, "_fingerprint"):
+            self._fingerprint = self.teacher.fingerprint() if self.teacher is not None else ""
+        return self._fingerprint
+
+    def finish(self) -> nn.Module:
+        """The student alone, in eval mode, without hooks, projectors or anything else that only training needed."""
+        self.taps.close()
+        return self.student.eval()
+
+
+def freeze_except(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:
+    """Let only the parameters whose names match a pattern learn; return the modules that are frozen as a whole.
+
+    ``("*",)`` leaves every parameter as the caller set it.
+    """
+    if patterns == ("*",):
+        return []
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError("trainable", pattern, names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+    return list(_frozen_modules(model))
+
+
+def _frozen_modules(model: nn.Module) -> Iterator[nn.Module]:
+    for module in model.children():
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            yield from _frozen_modules(module)
+        elif any(True for _ in module.parameters()):
+            yield module

@@ -1,0 +1,123 @@
+"""Programs: training in phases, each with its own trainable part, objective, teacher, data and length."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from limbeck.engine.distiller import Distiller
+from limbeck.engine.fit import History, fit
+from limbeck.engine.optimizer import OptimizerSettings
+from limbeck.errors import UserError
+from limbeck.objectives.base import Objective
+from limbeck.signals import Forward, run_network
+from limbeck.sources import Source
+
+
+@dataclass
+class Phase:
+    """A stretch of training.
+
+    Attributes:
+        name: unique in its program; names the phase's folder.
+        objective: what is minimised.
+        train: the loader.
+        epochs, steps: how long; one of the two.
+        teacher: a source; or a function of the student as the phase finds it, for teachers made from its earlier self.
+        trainable: patterns of parameter names that learn; the rest is frozen, in eval mode.
+        begin: called with the student before the phase, to hand an artefact over or change a part.
+        options: anything else that :func:`~limbeck.engine.fit` takes.
+    """
+
+    name: str
+    objective: Objective
+    train: Iterable[Any]
+    epochs: int | None = None
+    steps: int | None = None
+    teacher: Source | Callable[[nn.Module], Source] | None = None
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    trainable: Sequence[str] = ("*",)
+    taps: Mapping[str, str] = field(default_factory=dict)
+    forward: Forward = run_network
+    begin: Callable[[nn.Module], None] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_program(
+    student: nn.Module,
+    phases: Sequence[Phase],
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, History]:
+    """Run the phases in order on one student.
+
+    With ``out`` every phase keeps its checkpoint and, when done, the student's weights; ``resume`` skips what is done
+    and goes on in the middle of the phase that was cut. What a parameter could learn before the program, it can learn
+    after it.
+
+    Returns:
+        phase name -> its history.
+    """
+    names = [phase.name for phase in phases]
+    if not names or len(set(names)) < len(names):
+        raise UserError("phases", names, "one or more phases, each with a name of its own")
+    learned = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
+    histories = {}
+    try:
+        for number, phase in enumerate(phases):
+            folder = Path(out) / phase.name if out is not None else None
+            _set_learning(student, learned)
+            if phase.begin is not None:
+                phase.begin(student)
+            if resume and folder is not None and (folder / "done.json").exists():
+                load_model(student, folder / "student.safetensors")
+                histories[phase.name] = History(**json.loads((folder / "done.json").read_text()))
+                continue
+            histories[phase.name] = _run_phase(student, phase, folder, resume, seed + number, options)
+    finally:
+        _set_learning(student, learned)
+    return histories
+
+
+def _run_phase(
+    student: nn.Module, phase: Phase, folder: Path | None, resume: bool, seed: int, options: Mapping[str, Any]
+) -> History:
+    teacher = phase.teacher
+    if teacher is not None and not isinstance(teacher, Source):
+        teacher = teacher(student)
+    distiller = Distiller(
+        student,
+        phase.objective,
+        teacher,
+        optimizer=phase.optimizer,
+        taps=phase.taps,
+        forward=phase.forward,
+        trainable=phase.trainable,
+    )
+    settings = {**options, **phase.options}
+    history = fit(
+        distiller, phase.train, epochs=phase.epochs, steps=phase.steps, out=folder, resume=resume, seed=seed, **settings
+    )
+    distiller.finish()
+    if folder is not None:
+        save_model(student, str(folder / ".student.aside"))
+        os.replace(folder / ".student.aside", folder / "student.safetensors")
+        # Written last: its presence says that the phase is complete.
+        (folder / ".done.aside").write_text(json.dumps(vars(history)))
+        os.replace(folder / ".done.aside", folder / "done.json")
+    return history
+
+
+def _set_learning(student: nn.Module, learned: Mapping[str, bool]) -> None:
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(learned.get(name, True))

@@ -1,0 +1,138 @@
+"""What a network is worth on held-out samples, and what it costs."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from limbeck import measure
+from limbeck.data.split import Split, take
+from limbeck.errors import LimbeckError
+from limbeck.job.plan import Plan, example_inputs
+from limbeck.models.references import Network
+from limbeck.nn.mode import evaluating
+from limbeck.signals import move
+from limbeck.taps import Taps
+
+
+@dataclass
+class Assessment:
+    """Quality of one network, with the signals it was computed from."""
+
+    quality: dict[str, float]
+    signals: dict[str, Tensor] = field(default_factory=dict)
+
+
+def assess(plan: Plan, network: Network, part: str) -> Assessment:
+    """Quality of a network on the ``validation`` or ``test`` part."""
+    split: Split = getattr(plan.data.splits, part)
+    if plan.task == "causal-lm":
+        return Assessment(_language(plan, network, split))
+    taps = plan.teacher_taps if network is plan.teacher else plan.student_taps
+    signals = predict(plan, network, split.input, taps if plan.task == "features" else {})
+    quality: dict[str, float] = {}
+    if plan.task == "classification" and split.target is not None:
+        quality = measure.classification(signals["logits"], split.target)
+    elif plan.task == "regression" and split.target is not None:
+        quality = measure.regression(signals["logits"].reshape(split.target.shape), split.target.float())
+    elif plan.task == "embedding" and part in (plan.data.pairs or {}):
+        queries, documents = (plan.data.pairs or {})[part]
+        quality = measure.retrieval(_embed(plan, network, queries), _embed(plan, network, documents))
+    return Assessment(quality, signals)
+
+
+def predict(plan: Plan, network: Network, inputs: Any, taps: Mapping[str, str]) -> dict[str, Tensor]:
+    """Signals of all samples, in their order, on the CPU; batches hold samples of like length."""
+    count = len(inputs)
+    order = torch.arange(count)
+    if plan.data.modality == "text":
+        order = torch.tensor([len(text) for text in inputs]).argsort(descending=True, stable=True)
+    parts: dict[str, list[Tensor]] = {}
+    device = next(network.module.parameters(), torch.empty(0)).device
+    reader = Taps(network.module, taps)
+    try:
+        with evaluating(network.module), torch.inference_mode():
+            for index in torch.split(order, 64):
+                batch = {"input": move(network.prepare(take(inputs, index)), device), "id": index}
+                with reader.capture() as tapped:
+                    signals = {**network.forward(network.module, batch), **tapped}
+                for name, value in signals.items():
+                    if name in ("logits", "embedding"):
+                        parts.setdefault(name, []).append(value.float().cpu())
+    finally:
+        reader.close()
+    back = torch.argsort(order)
+    return {name: torch.cat(values)[back].clone() for name, values in parts.items()}
+
+
+def _embed(plan: Plan, network: Network, texts: Any) -> Tensor:
+    return predict(plan, network, texts, {})["embedding"]
+
+
+def _language(plan: Plan, network: Network, split: Split) -> dict[str, float]:
+    total, tokens = 0.0, 0
+    device = next(network.module.parameters()).device
+    with evaluating(network.module), torch.inference_mode():
+        for batch in split.batches(8):
+            batch = {**batch, "input": move(network.prepare(batch["input"]), device)}
+            if network.targets is None:
+                raise LimbeckError("causal-lm: this network gives no next-token targets")
+            batch |= network.targets(batch)
+            logits = network.forward(network.module, batch)["logits"].float()
+            mask = batch["mask"]
+            total += float(functional.cross_entropy(logits[mask], batch["target"][mask], reduction="sum"))
+            tokens += int(mask.sum())
+    return measure.language_modelling(total, tokens)
+
+
+def fidelity(plan: Plan, teacher: Assessment, other: Assessment) -> dict[str, float]:
+    """How far a network says what the teacher says, on the test samples."""
+    if plan.task == "regression":
+        teacher_says, says = teacher.signals["logits"], other.signals["logits"]
+        return {"mse_to_teacher": float((teacher_says - says).double().square().mean())}
+    if plan.task == "features":
+        return {"cka": measure.cka(_flat(teacher.signals["embedding"]), _flat(other.signals["embedding"]))}
+    return measure.fidelity_summary(teacher.signals, other.signals)
+
+
+def _flat(features: Tensor) -> Tensor:
+    return features if features.dim() == 2 else features.flatten(1)
+
+
+def costs(plan: Plan, networks: Mapping[str, Network], seconds: float = 6.0) -> dict[str, dict[str, float]]:
+    """Size of every network, and their speed side by side in one run."""
+    inputs = plan.data.splits.test.input
+    # A sample of usual size: the first ones of a file may be its shortest.
+    usual = (
+        sorted(range(len(inputs)), key=lambda i: len(inputs[i]))[len(inputs) // 2 :]
+        if plan.data.modality == "text"
+        else None
+    )
+    chosen = take(inputs, torch.tensor(usual)) if usual else inputs
+    single = {name: measure.forward_call(n.module, example_inputs(n, chosen, 1)) for name, n in networks.items()}
+    batch = min(32, len(chosen))
+    many = {name: measure.forward_call(n.module, example_inputs(n, chosen, batch)) for name, n in networks.items()}
+    latency = measure.compare_latency(single, rounds=60, warmup=5, seconds=seconds)
+    throughput = measure.compare_throughput(many, batch, rounds=12, warmup=1, seconds=seconds)
+    table = {}
+    for name, network in networks.items():
+        summary = measure.cost_summary(network.module, example_inputs(network, chosen, 1))
+        table[name] = {
+            **{key: float(value) for key, value in summary.items() if key != "trainable"},
+            "latency_p50_ms": latency[name].p50_ms,
+            "latency_p95_ms": latency[name].p95_ms,
+            "throughput": throughput[name].samples_per_second,
+            "throughput_ratio": throughput[name].speedup,
+        }
+    return table
+
+
+def machine() -> str:
+    """What the times were measured on."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -1,0 +1,109 @@
+"""From what a user gave for teacher, student and data to networks and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from limbeck import testbeds
+from limbeck.data.images import ImageFormat, open_image
+from limbeck.data.references import DataSet
+from limbeck.data.split import Split
+from limbeck.errors import UserError
+from limbeck.job.settings import Settings
+from limbeck.models.network import Network, TensorInput, embed
+from limbeck.models.plain import PlainSaver
+from limbeck.models.references import load_network
+from limbeck.signals import run_network
+from limbeck.testbeds.code_search import CodeSearch
+
+
+def as_data(settings: Settings, load: Callable[..., DataSet]) -> DataSet:
+    """The data: a reference, or a :class:`DataSet` as it is."""
+    if isinstance(settings.data, DataSet):
+        return settings.data
+    if not isinstance(settings.data, str):
+        raise UserError("data", type(settings.data).__name__, "a reference or a DataSet")
+    return load(
+        settings.data, task=settings.task, columns=settings.columns or None, seed=settings.seed,
+        allow_py=settings.allow_py, on_corrupt=settings.on_corrupt, testbeds=testbed_data,
+    )  # fmt: skip
+
+
+def as_network(
+    settings: Settings,
+    key: str,
+    task: str,
+    data: DataSet,
+    *,
+    teacher: Network | None = None,
+    labels: Sequence[str] | None = None,
+) -> Network:
+    """The teacher or the student: a reference, a network of your own, or a :class:`Network` as it is."""
+    given: Any = getattr(settings, key)
+    if isinstance(given, Network):
+        return given
+    if isinstance(given, nn.Module):
+        return _own(given, task, type(given).__name__, data, teacher)
+    if not isinstance(given, str):
+        raise UserError(key, type(given).__name__, "a reference, an nn.Module or a Network")
+    if given.startswith("testbed:"):
+        return _of_testbed(given, key, task, data, settings)
+    return load_network(
+        given, task=task, key=key, allow_py=settings.allow_py, labels=labels, teacher=teacher,
+        max_length=settings.max_length, sample=data.splits.train.input[0],  # type: ignore[index]
+    )  # fmt: skip
+
+
+def _own(module: nn.Module, task: str, reference: str, data: DataSet, like: Network | None = None) -> Network:
+    """A bare network: it reads what the teacher reads, or tensors."""
+    prepare: Any = like.prepare if like is not None else _reader(data)
+    network = Network(
+        module, embed if task == "embedding" else run_network, data.modality, task, prepare,
+        like.preprocessing if like is not None else {"kind": data.modality, **prepare.describe()}, reference,
+        PlainSaver({"reference": reference}), like.tokenizer if like is not None else None,
+        num_classes=data.num_classes if task == "classification" else None,
+    )  # fmt: skip
+    network.targets = like.targets if like is not None else None
+    return network
+
+
+def _reader(data: DataSet) -> ImageFormat | TensorInput:
+    """How a bare network is given its samples: tensors as they are, images of the first one's size from 0 to 1."""
+    if data.modality != "image":
+        return TensorInput()
+    picture = open_image(data.splits.train.input[0])  # type: ignore[index]
+    channels = 1 if picture.mode in ("1", "L", "I;16") else 3
+    size = (picture.height, picture.width)
+    return ImageFormat(size, size, "stretch", "bilinear", (0.0,) * channels, (1.0,) * channels)
+
+
+def _of_testbed(reference: str, key: str, task: str, data: DataSet, settings: Settings) -> Network:
+    bed = testbeds.load(reference.partition(":")[2])
+    if isinstance(bed, CodeSearch):
+        network = load_network(
+            f"hf:{bed.teacher_folder()}", task=task, key=key, max_length=settings.max_length or bed.plan.max_length
+        )
+        network.reference = reference
+        return network
+    module = bed.teacher() if key == "teacher" else bed.student(settings.seed)
+    return _own(module, task, reference, data)
+
+
+def testbed_data(reference: str) -> DataSet:
+    """The samples of a testbed, with its pairs where it is about retrieval."""
+    bed = testbeds.load(reference)
+    splits = bed.splits()
+    texts = not isinstance(splits.train.input, Tensor)
+    common = {"name": bed.reference, "fingerprint": bed.data_hashes()}
+    if not texts:
+        return DataSet(splits, "tensor", "classification", "the testbed's task", num_classes=bed.num_classes, **common)
+    pairs = {name: _pairs(getattr(splits, name)) for name in ("train", "validation", "test")}
+    return DataSet(splits, "text", "embedding", "the testbed's task", pairs=pairs, **common)
+
+
+def _pairs(split: Split) -> tuple[list[str], list[str]]:
+    half, texts = len(split) // 2, list(split.input)
+    return texts[:half], texts[half:]

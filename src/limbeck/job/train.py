@@ -1,0 +1,221 @@
+"""The work of a distillation: cache the teacher, train the student, train the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.cache import write_cache
+from limbeck.data.augmentation import CropFlip
+from limbeck.data.loaders import TensorLoader
+from limbeck.data.split import Split
+from limbeck.engine import Distiller, History, fit
+from limbeck.errors import UserError
+from limbeck.job.assess import assess
+from limbeck.job.plan import Plan
+from limbeck.job.progress import Progress
+from limbeck.objectives import CrossEntropy, InfoNCE, Objective, TargetMSE
+from limbeck.signals import Batch, Forward
+from limbeck.sources import Cached, Live, Source
+
+
+def loader_of(
+    plan: Plan, split: Split, *, shuffle: bool, live_teacher: bool, batch_size: int | None = None
+) -> TensorLoader:
+    """Batches of raw samples, prepared for the student, and for a live teacher that prepares in another way."""
+    lengths = [len(text) for text in split.input] if plan.data.modality == "text" else None
+    return TensorLoader(
+        split,
+        batch_size or plan.batch_size,
+        shuffle=shuffle,
+        seed=plan.settings.seed,
+        lengths=lengths,
+        transform=Prepare(plan, live_teacher, augment=plan.augment and shuffle),
+    )
+
+
+class Prepare:
+    """Turns a batch of raw samples into the networks' inputs."""
+
+    def __init__(self, plan: Plan, live_teacher: bool, augment: bool = False) -> None:
+        self.student = plan.student.prepare
+        same = plan.student.preprocessing == plan.teacher.preprocessing
+        self.teacher = plan.teacher.prepare if live_teacher and not same else None
+        self.targets = plan.student.targets
+        self.augment = CropFlip() if augment else None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        raw = batch["input"]
+        batch["input"] = self.student(raw)
+        if self.teacher is not None:
+            batch["teacher_input"] = self.teacher(raw)
+        if self.augment is not None:
+            batch = self.augment(batch)
+        else:
+            # Without augmentation a sample has one view, and the cache one row for it.
+            del batch["view"]
+        return {**batch, **self.targets(batch)} if self.targets is not None else batch
+
+
+def teacher_forward(forward: Forward) -> Forward:
+    """Run the teacher on its own preparation of the batch, where there is one."""
+
+    def run(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return forward(module, {**batch, "input": batch["teacher_input"]} if "teacher_input" in batch else batch)
+
+    return run
+
+
+@contextmanager
+def teaching(plan: Plan) -> Iterator[Live]:
+    """The live teacher, in bfloat16 where the plan says so, and as it was afterwards."""
+    network = plan.teacher
+
+    def run(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        if not plan.teacher_bfloat16:
+            return network.forward(module, batch)
+        with torch.autocast(next(module.parameters()).device.type, torch.bfloat16):
+            return {name: value.float() for name, value in network.forward(module, batch).items()}
+
+    source = Live(network.module, taps=plan.teacher_taps, forward=teacher_forward(run))
+    try:
+        yield source
+    finally:
+        source.taps.close()
+
+
+def cached_teacher(plan: Plan, folder: Path, live: Live, progress: Progress, codec: str = "float16") -> Source:
+    """The teacher's signals on the training samples, asked once and kept on disk."""
+    split = plan.data.splits.train
+    loader = loader_of(plan, split, shuffle=False, live_teacher=True, batch_size=max(32, plan.batch_size))
+    fingerprint = {
+        "preprocessing": plan.teacher.preprocessing_fingerprint(),
+        "precision": "bfloat16" if plan.teacher_bfloat16 else "float32",
+        **plan.data.fingerprint,
+    }
+    with progress.bar("teacher signals", len(split)) as advance:
+        write_cache(
+            live,
+            loader,
+            folder,
+            plan.objective.needs.teacher,
+            codec=codec,
+            fingerprint=fingerprint,
+            progress=lambda seen, added: advance(seen),
+        )
+    return Cached(folder, expect={"teacher": live.fingerprint(), **fingerprint})
+
+
+def train_student(plan: Plan, teacher: Source | None, out: Path | None, progress: Progress) -> History:
+    """Train the student of the plan."""
+    return _train(plan, plan.objective, teacher, out, progress, "student", plan.student_taps)
+
+
+def train_baseline(plan: Plan, start: Mapping[str, Tensor], out: Path | None, progress: Progress) -> History:
+    """Train the same student from the same start with targets alone; its weights are left in the student."""
+    plan.student.module.load_state_dict(start)
+    if plan.task == "embedding":
+        return _train_on_pairs(plan, out, progress)
+    objective: Objective = TargetMSE() if plan.task == "regression" else CrossEntropy()
+    return _train(plan, objective, None, out, progress, "without distillation", {})
+
+
+def _train_on_pairs(plan: Plan, out: Path | None, progress: Progress) -> History:
+    queries, documents = (plan.data.pairs or {})["train"]
+    count = len(queries)
+    split = {"input": list(queries), "document": list(documents), "id": torch.arange(count)}
+    prepare = plan.student.prepare
+
+    def both(batch: dict[str, Any]) -> dict[str, Any]:
+        return {**batch, "input": prepare(batch["input"]), "document": prepare(batch["document"])}
+
+    lengths = [len(text) for text in documents]
+    # Pairs hold two texts, so half as many of them make as long a step.
+    size = max(2, plan.batch_size // 2)
+    loader = TensorLoader(split, size, seed=plan.settings.seed, lengths=lengths, transform=both)
+
+    def forward(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        query = plan.student.forward(module, batch)["embedding"]
+        document = plan.student.forward(module, {**batch, "input": batch["document"]})["embedding"]
+        return {"query": query, "document": document}
+
+    return _fit(plan, InfoNCE(), None, loader, forward, out, progress, "without distillation", {})
+
+
+def _train(
+    plan: Plan,
+    objective: Objective,
+    teacher: Source | None,
+    out: Path | None,
+    progress: Progress,
+    title: str,
+    taps: Mapping[str, str],
+) -> History:
+    live = isinstance(teacher, Live)
+    loader = loader_of(plan, plan.data.splits.train, shuffle=True, live_teacher=live)
+    return _fit(plan, objective, teacher, loader, plan.student.forward, out, progress, title, taps)
+
+
+def _fit(
+    plan: Plan,
+    objective: Objective,
+    teacher: Source | None,
+    loader: TensorLoader,
+    forward: Forward,
+    out: Path | None,
+    progress: Progress,
+    title: str,
+    taps: Mapping[str, str],
+) -> History:
+    settings = plan.settings
+    distiller = Distiller(plan.student.module, objective, teacher, optimizer=plan.optimizer, taps=taps, forward=forward)
+    primary, higher = plan.primary
+    validate = validation(plan)
+    if settings.select == "best" and validate is None:
+        raise UserError("select", "best", "last", f"{plan.task} without targets has no validation measure")
+    try:
+        return fit(
+            distiller,
+            loader,
+            epochs=plan.epochs,
+            validate=validate,
+            out=out,
+            resume=settings.resume,
+            seed=settings.seed,
+            gradient_clip=settings.gradient_clip,
+            precision=plan.precision,
+            select=primary if settings.select == "best" else None,
+            select_higher=higher,
+            progress=progress.callback(title, plan.epochs * len(loader)),
+            devices=settings.devices,
+            strategy=settings.strategy,
+            accelerator=settings.accelerator,
+            logger=trackers(settings.logger, out),
+        )
+    finally:
+        distiller.finish()
+
+
+def validation(plan: Plan) -> Callable[[nn.Module], Mapping[str, float]] | None:
+    """Quality on the validation samples after every epoch; None where there is nothing to compare with."""
+    if plan.task == "features" or (plan.task == "embedding" and "validation" not in (plan.data.pairs or {})):
+        return None
+
+    def run(distiller: nn.Module) -> Mapping[str, float]:
+        return assess(plan, plan.student, "validation").quality
+
+    return run
+
+
+def trackers(names: list[str], out: Path | None) -> Any:
+    """Lightning's loggers by name; none by default, since the log is a local file."""
+    from lightning.pytorch import loggers
+
+    table = {"tensorboard": "TensorBoardLogger", "mlflow": "MLFlowLogger", "wandb": "WandbLogger"}
+    places = {"tensorboard": {"save_dir": str(out)}, "mlflow": {}, "wandb": {"save_dir": str(out)}}
+    return [getattr(loggers, table[name])(**places[name]) for name in names] or False

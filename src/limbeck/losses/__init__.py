@@ -1,0 +1,105 @@
+"""Losses: pure functions of tensors that need nothing but torch.
+
+Every one takes ``mask``, ``weight``, ``reduction`` and ``denominator``; see :func:`reduce_rows` for their
+rule. None detaches its inputs unless its docstring says so: objectives stop gradients.
+
+Every docstring has three lines that ``tools/loss_table.py`` reads for docs/losses.md: ``Formula: ...``,
+``Source: ...`` and ``Batch-wise: no`` or ``Batch-wise: yes, why`` (the value of a row depends on other rows).
+"""
+
+from __future__ import annotations
+
+from limbeck.losses.classification import cross_entropy, decoupled_kd, logit_standardisation, standardised_kl
+from limbeck.losses.contrastive import info_nce, nt_xent, soft_info_nce, supervised_contrastive
+from limbeck.losses.correlation import dist, dist_inter, dist_intra, pearson_distance, soft_ranks, spearman
+from limbeck.losses.divergences import (
+    coarsen,
+    entropy,
+    forward_kl,
+    jeffreys,
+    jensen_shannon,
+    reverse_kl,
+    skewed_kl,
+    skewed_reverse_kl,
+    soft_cross_entropy,
+    total_variation,
+)
+from limbeck.losses.features import (
+    attention_transfer,
+    cosine_distance,
+    huber,
+    mse,
+    normalised_mse,
+    smooth_l1,
+    unit_vectors,
+)
+from limbeck.losses.noise_contrastive import crd, crd_log_normaliser
+from limbeck.losses.positions import affinity, gram, self_attention_relations
+from limbeck.losses.ranking import list_mle, list_net, margin_mse, pairwise_logistic, plackett_luce
+from limbeck.losses.reduce import reduce_rows
+from limbeck.losses.relations import (
+    cka,
+    rkd_angle,
+    rkd_distance,
+    similarity_distribution,
+    similarity_preserving,
+)
+from limbeck.losses.transport import SinkhornPlan, class_transport, sinkhorn_distance, sinkhorn_plan
+from limbeck.losses.vocabulary import linear_cross_entropy, linear_divergence, linear_sparse_divergence
+
+__all__ = [
+    "SinkhornPlan",
+    "affinity",
+    "attention_transfer",
+    "cka",
+    "class_transport",
+    "coarsen",
+    "cosine_distance",
+    "crd",
+    "crd_log_normaliser",
+    "cross_entropy",
+    "decoupled_kd",
+    "dist",
+    "dist_inter",
+    "dist_intra",
+    "entropy",
+    "forward_kl",
+    "gram",
+    "huber",
+    "info_nce",
+    "jeffreys",
+    "jensen_shannon",
+    "linear_cross_entropy",
+    "linear_divergence",
+    "linear_sparse_divergence",
+    "list_mle",
+    "list_net",
+    "logit_standardisation",
+    "margin_mse",
+    "mse",
+    "normalised_mse",
+    "nt_xent",
+    "pairwise_logistic",
+    "pearson_distance",
+    "plackett_luce",
+    "reduce_rows",
+    "reverse_kl",
+    "rkd_angle",
+    "rkd_distance",
+    "self_attention_relations",
+    "similarity_distribution",
+    "similarity_preserving",
+    "sinkhorn_distance",
+    "sinkhorn_plan",
+    "skewed_kl",
+    "skewed_reverse_kl",
+    "smooth_l1",
+    "soft_cross_entropy",
+    "soft_info_nce",
+    "soft_ranks",
+    "spearman",
+    "standardised_kl",
+    "supervised_contrastive",
+    "total_variation",
+    "unit_vectors",
+]

@@ -1,0 +1,66 @@
+"""What a network is worth: quality, fidelity to its teacher, calibration, and what it costs."""
+
+from __future__ import annotations
+
+from limbeck.measure.calibration import (
+    Calibration,
+    ReliabilityBin,
+    brier,
+    calibration_summary,
+    ece_interval,
+    expected_calibration_error,
+    fit_temperature,
+    nll,
+    reliability,
+)
+from limbeck.measure.cost import (
+    Throughput,
+    Timing,
+    compare_latency,
+    compare_throughput,
+    cost_summary,
+    flops,
+    forward_call,
+    latency,
+    parameters,
+    state_bytes,
+)
+from limbeck.measure.fidelity import agreement, cka, cosine, fidelity_summary, js, kl, neighbour_overlap
+from limbeck.measure.memory import PeakMemory, peak_memory
+from limbeck.measure.quality import classification, language_modelling, perplexity, regression, retrieval
+
+__all__ = [
+    "Calibration",
+    "PeakMemory",
+    "ReliabilityBin",
+    "Throughput",
+    "Timing",
+    "agreement",
+    "brier",
+    "calibration_summary",
+    "cka",
+    "classification",
+    "compare_latency",
+    "compare_throughput",
+    "cosine",
+    "cost_summary",
+    "ece_interval",
+    "expected_calibration_error",
+    "fidelity_summary",
+    "fit_temperature",
+    "flops",
+    "forward_call",
+    "js",
+    "kl",
+    "language_modelling",
+    "latency",
+    "neighbour_overlap",
+    "nll",
+    "parameters",
+    "peak_memory",
+    "perplexity",
+    "regression",
+    "reliability",
+    "retrieval",
+    "state_bytes",
+]

@@ -1,0 +1,39 @@
+"""Objectives that compare with labels, not with a teacher."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from limbeck import losses
+from limbeck.objectives.base import Needs, Objective, row_options
+from limbeck.signals import Batch, Signals
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy with the labels; see :func:`limbeck.losses.cross_entropy`."""
+
+    def __init__(self, *, label_smoothing: float = 0.0, student: str = "logits") -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.needs = Needs(student=student, target=True)
+
+    def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        logits = student[self.needs.student[0]]
+        return {
+            "cross_entropy": losses.cross_entropy(
+                logits, batch["target"], label_smoothing=self.label_smoothing, **row_options(batch)
+            )
+        }
+
+
+class TargetMSE(Objective):
+    """Mean squared error with numeric targets, for regression."""
+
+    def __init__(self, *, student: str = "logits") -> None:
+        super().__init__()
+        self.needs = Needs(student=student, target=True)
+
+    def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        prediction = student[self.needs.student[0]]
+        target = batch["target"].to(prediction.dtype).reshape(prediction.shape)
+        return {"target_mse": losses.mse(prediction, target, **row_options(batch))}

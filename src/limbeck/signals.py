@@ -1,0 +1,136 @@
+"""Signals: what a network says about one batch, as a plain mapping of names to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import UserError
+
+
+@dataclass(frozen=True)
+class SparseLogits:
+    """The ``k`` largest log-probabilities of every row, with the exact mass of all the others.
+
+    Attributes:
+        values: log-probabilities, ``[..., k]``, falling.
+        indices: their classes, int64 ``[..., k]``.
+        rest: log of the probability that the other ``size - k`` classes share, ``[...]``.
+        size: number of classes.
+
+    Together they are a proper distribution over ``k + 1`` outcomes, so a divergence on them is a divergence and
+    never a truncated sum.
+    """
+
+    values: Tensor
+    indices: Tensor
+    rest: Tensor
+    size: int
+
+    @classmethod
+    def from_dense(cls, logits: Tensor, k: int) -> SparseLogits:
+        """Keep the ``k`` largest of ``logits`` ``[..., size]``."""
+        size = logits.shape[-1]
+        if not 1 <= k <= size:
+            raise UserError("k", k, f"1 to the number of classes, {size}")
+        precise = logits if logits.dtype == torch.float64 else logits.float()
+        log_probs = precise.log_softmax(dim=-1)
+        values, indices = log_probs.topk(k, dim=-1)
+        # The rest is summed from its own members: 1 - sum(top k) would cancel to noise for a confident teacher.
+        others = log_probs.scatter(-1, indices, -torch.inf)
+        return cls(values, indices, others.logsumexp(dim=-1), size)
+
+    def to_dense(self) -> Tensor:
+        """Log-probabilities ``[..., size]`` with the rest mass spread evenly over the classes that were not kept."""
+        spread = self.rest - torch.log(torch.tensor(float(max(self.size - self.values.shape[-1], 1))))
+        dense = spread.unsqueeze(-1).expand(*spread.shape, self.size).clone()
+        return dense.scatter(-1, self.indices, self.values)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> SparseLogits:
+        """Apply ``function`` (an index, a move) to the three tensors."""
+        return SparseLogits(function(self.values), function(self.indices), function(self.rest), self.size)
+
+
+Signals = Mapping[str, Tensor | SparseLogits]
+Batch = Mapping[str, Any]
+Forward = Callable[[nn.Module, Batch], dict[str, Tensor]]
+
+
+def run_network(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Run an unmodified network on ``batch["input"]`` and name what it returns.
+
+    A tensor input is passed as it is, a mapping as keyword arguments. A bare tensor output is called ``logits``; a
+    mapping (a transformers ``ModelOutput``) keeps the names of its tensors; of a tuple the first tensor counts.
+    """
+    check_batch(batch)
+    given = batch["input"]
+    output = model(**given) if isinstance(given, Mapping) else model(given)
+    return name_output(output)
+
+
+def check_batch(batch: Any) -> None:
+    """Refuse what is not a mapping with ``input``, such as the pairs that many data sets give."""
+    if not isinstance(batch, Mapping):
+        raise UserError("batch", type(batch).__name__, "a mapping with input, usually target, and id")
+    if "input" not in batch:
+        raise UserError("batch", ", ".join(map(str, batch)), "a mapping with input, usually target, and id")
+
+
+def name_output(output: Any) -> dict[str, Tensor]:
+    """Signals of whatever a network returned; see :func:`run_network`."""
+    if isinstance(output, Tensor):
+        return {"logits": output}
+    if isinstance(output, Mapping):
+        return {name: value for name, value in output.items() if isinstance(value, Tensor)}
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return {"logits": output[0]}
+    raise UserError(
+        "network output",
+        type(output).__name__,
+        "a tensor, a mapping of tensors, or a tuple that begins with a tensor",
+        "pass forward= to read another kind of output",
+    )
+
+
+def pick(signals: Signals, names: Iterable[str], role: str) -> dict[str, Any]:
+    """The named signals, or an error that lists what the ``role`` (student, teacher) offers."""
+    chosen = {}
+    for name in names:
+        if name not in signals:
+            raise UserError(
+                f"{role} signal", name, sorted(signals), "add a tap of that name, or rename the objective's need"
+            )
+        chosen[name] = signals[name]
+    return chosen
+
+
+def detach(signals: Signals) -> dict[str, Any]:
+    """The same signals without their graph."""
+    return {
+        name: value.map(Tensor.detach) if isinstance(value, SparseLogits) else value.detach()
+        for name, value in signals.items()
+    }
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """Move the tensors of a nested mapping, list or signal to ``device``; leave everything else."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, SparseLogits):
+        return value.map(lambda tensor: tensor.to(device, non_blocking=True))
+    if isinstance(value, Mapping):
+        return {key: move(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        moved = [move(item, device) for item in value]
+        # A named tuple takes its fields one by one.
+        return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
+    return value
+
+
+def batch_length(batch: Batch) -> int:
+    """Number of samples of a batch, from its ids."""
+    return len(batch["id"])

@@ -1,0 +1,88 @@
+"""Teachers that are tables: signals by sample, and vectors by class."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from limbeck.cache.fingerprint import fingerprint_tensors, fingerprint_text
+from limbeck.errors import UserError
+from limbeck.signals import Batch, Signals, pick
+from limbeck.sources.base import Source
+from limbeck.sources.live import refuse_non_finite
+
+
+class Table(Source):
+    """Signals of every sample, in memory, looked up by id: the cache for a data set that fits there.
+
+    Args:
+        ids: int64 ``[N]``, unique.
+        signals: name -> ``[N, ...]``.
+    """
+
+    def __init__(self, ids: Tensor, signals: Mapping[str, Tensor]) -> None:
+        ids = torch.as_tensor(ids)
+        self._ids, order = torch.sort(ids.cpu())
+        if len(ids) == 0 or bool((self._ids[1:] == self._ids[:-1]).any()):
+            raise UserError("ids", f"{len(ids)} ids", "one or more ids, each once")
+        for name, value in signals.items():
+            if len(value) != len(ids):
+                raise UserError(f"signal {name}", f"{len(value)} rows", f"{len(ids)}, one per id")
+        # Once for all batches, since a table does not change.
+        refuse_non_finite(signals, {"id": ids})
+        self._signals = {name: value.detach()[order.to(value.device)] for name, value in signals.items()}
+
+    def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
+        if "id" not in batch:
+            raise UserError("batch", ", ".join(batch), "a batch with id, by which the table is read")
+        ids = batch["id"].cpu()
+        rows = torch.searchsorted(self._ids, ids).clamp_max(len(self._ids) - 1)
+        missing = self._ids[rows] != ids
+        if missing.any():
+            raise UserError(
+                "batch id", f"{ids[missing][:5].tolist()} ({int(missing.sum())} of {len(ids)})", "ids of the table"
+            )
+        signals = pick(self._signals, tuple(needs) or tuple(self._signals), "teacher")
+        return {name: value[rows.to(value.device)] for name, value in signals.items()}
+
+    def fingerprint(self) -> str:
+        return fingerprint_tensors({"ids": self._ids, **self._signals})
+
+    def to(self, device: torch.device | str) -> Table:
+        self._signals = {name: value.to(device) for name, value in self._signals.items()}
+        return self
+
+
+class ClassVectors(Source):
+    """One vector per class (text embeddings, prototypes, soft labels), given to every sample by its label.
+
+    Args:
+        vectors: ``[C, D]``.
+        name: the signal that a sample's own class vector is given as. The whole table is given as ``class_vectors``.
+    """
+
+    def __init__(self, vectors: Tensor, *, name: str = "embedding") -> None:
+        if vectors.dim() != 2:
+            raise UserError("vectors", list(vectors.shape), "a table [classes, dimensions]")
+        if name == "class_vectors":
+            raise UserError("name", name, "another name: class_vectors is the whole table")
+        refuse_non_finite({name: vectors}, {})
+        self.vectors, self.name = vectors.detach(), name
+
+    def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
+        if "target" not in batch:
+            raise UserError("batch", ", ".join(batch), "a batch with target, by which a class vector is chosen")
+        target, classes = batch["target"], len(self.vectors)
+        if bool(((target < 0) | (target >= classes)).any()):
+            raise UserError("target", f"{int(target.min())} to {int(target.max())}", f"0 to {classes - 1}")
+        signals = {self.name: self.vectors[target.to(self.vectors.device)], "class_vectors": self.vectors}
+        return pick(signals, tuple(needs) or tuple(signals), "teacher")
+
+    def fingerprint(self) -> str:
+        return fingerprint_text(self.name, fingerprint_tensors({"vectors": self.vectors}))
+
+    def to(self, device: torch.device | str) -> ClassVectors:
+        self.vectors = self.vectors.to(device)
+        return self

@@ -1,0 +1,360 @@
+"""Taps: named tensors of unmodified networks, by module path, pattern or role.
+
+A tap reads; :func:`edit` changes a tensor on its way, inside a context that always undoes it; :func:`swap` puts
+another module in a network's place. Captured tensors live outside the network and are gone after each step.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from limbeck.errors import UserError
+
+ROLES = ("every_block", "last_stage", "embedding_layer", "head")
+# torch.compile, FSDP and activation checkpointing put a wrapper into a module's path, which nobody wants to write.
+_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_NEVER_CALLED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+class Tap(NamedTuple):
+    """One place in a network: a module's ``output`` or ``input``, copied or not."""
+
+    path: str
+    kind: str = "output"
+    copy: bool = False
+
+
+class Taps:
+    """Named tensors read while a network runs.
+
+    Args:
+        model: any ``nn.Module``; it is not changed but for forward hooks, which :meth:`close` removes.
+        paths: name -> where. A module path (``encoder.layer.3``) gives one signal of that name; a pattern
+            (``encoder.layer.*``) or the role ``every_block`` gives ``name.0``, ``name.1``, ... in the network's order;
+            the roles ``last_stage``, ``embedding_layer`` and ``head`` give one. ``:input`` behind a path reads what the
+            module is given instead of what it returns; ``:copy`` copies the tensor, for one that a later layer writes
+            into (``layer1.bn2`` of a residual network).
+
+    Example::
+
+        taps = Taps(model, {"mid": "encoder.layer.3"})
+        with taps.capture() as signals:
+            model(**batch)
+        signals["mid"]
+
+    A copy of the network (``copy.deepcopy``, an EMA shadow, a pickled file) has no taps; a copy of an object that holds
+    both the network and its taps has taps of its own.
+    """
+
+    def __init__(self, model: nn.Module, paths: Mapping[str, str]) -> None:
+        self.paths = dict(paths)
+        self.where = {name: tap for key, path in self.paths.items() for name, tap in _locate(model, key, path).items()}
+        self._model = weakref.ref(model)
+        self._store = _Store()
+        modules, handles = modules_by_path(model), []
+        for name, tap in self.where.items():
+            if isinstance(modules[tap.path], _NEVER_CALLED):
+                kind = type(modules[tap.path]).__name__
+                raise UserError(f"tap {name}", tap.path, f"a module that is called; a {kind} only holds others")
+            handles.append(_attach(modules[tap.path], tap, _Read(self._store, name, tap)))
+        self._close = weakref.finalize(self, _remove, handles)
+        if handles:
+            _compile_anew()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Taps, (self._model(), self.paths)
+
+    @contextmanager
+    def capture(self) -> Iterator[dict[str, Tensor]]:
+        """Collect the tapped tensors of the forward passes inside; the last pass of a module counts.
+
+        Raises:
+            UserError: a later layer wrote into a tapped tensor, so that it no longer is what its module gave.
+        """
+        signals: dict[str, Tensor] = {}
+        versions: dict[str, int] = {}
+        before = self._store.signals, self._store.versions
+        self._store.signals, self._store.versions = signals, versions
+        try:
+            yield signals
+        finally:
+            self._store.signals, self._store.versions = before
+        for name, version in versions.items():
+            if name in signals and signals[name]._version != version:
+                path = f"{self.where[name].path}:{self.where[name].kind}".removesuffix(":output")
+                raise UserError(
+                    f"tap {name}", path, "a tensor that later layers leave alone", f"read a copy of it: {path}:copy"
+                )
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self._close()
+
+
+class _Store:
+    def __init__(self) -> None:
+        self.signals: dict[str, Tensor] | None = None
+        self.versions: dict[str, int] = {}
+
+
+class _Silent:
+    """What a hook becomes in a copy of its network."""
+
+    def __call__(self, *args: Any) -> None:
+        return None
+
+
+class _Read:
+    """Puts a module's tensor into the store."""
+
+    def __init__(self, store: _Store, name: str, tap: Tap) -> None:
+        self.store, self.name, self.copy = store, name, tap.copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Silent, ()
+
+    def __call__(self, value: Any) -> Any:
+        store = self.store
+        if store.signals is None:
+            return value
+        tensor = first_tensor(value, f"tap {self.name}")
+        if self.copy:
+            tensor = tensor.clone()
+        elif not torch.compiler.is_compiling():
+            if tensor.is_inference():
+                # It has no version to compare at the end, and autograd may not save it: so it is copied at once.
+                with torch.inference_mode(False):
+                    tensor = tensor.clone()
+            else:
+                store.versions[self.name] = tensor._version
+        store.signals[self.name] = tensor
+        return value
+
+
+class _Edit:
+    """Changes a module's tensor and leaves what surrounds it as it was."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.change = change
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Silent, ()
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.change(value)
+        first = first_tensor(value, "edit")
+        changed = self.change(first)
+        if isinstance(value, Mapping):
+            edited: Any = copy.copy(value)
+            for key in [key for key, item in value.items() if item is first]:
+                edited[key] = changed
+            return edited
+        items = [changed if item is first else item for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
+class _OnOutput:
+    """A forward hook; gives its module's output to ``act``."""
+
+    def __init__(self, act: _Read | _Edit) -> None:
+        self.act = act
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Silent, ()
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return self.act(output)
+
+
+class _OnInput:
+    """A hook before the module, which may write into its own input; keyword arguments count after the others."""
+
+    def __init__(self, act: _Read | _Edit) -> None:
+        self.act = act
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Silent, ()
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        if any(isinstance(value, Tensor) for value in args):
+            return self.act(args), given
+        return args, self.act(given)
+
+
+def _attach(module: nn.Module, tap: Tap, act: _Read | _Edit) -> Any:
+    if tap.kind == "input":
+        return module.register_forward_pre_hook(_OnInput(act), with_kwargs=True)
+    return module.register_forward_hook(_OnOutput(act))
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _compile_anew() -> None:
+    # Compiled code does not notice that hooks come and go: it would go on without them, or with them.
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+def first_tensor(value: Any, name: str = "tap") -> Tensor:
+    """The tensor that a module's output stands for: itself, or the first of a tuple or mapping."""
+    if isinstance(value, Tensor):
+        return value
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    for item in items:
+        if isinstance(item, Tensor):
+            return item
+    raise UserError(name, type(value).__name__, "a module that returns a tensor, or a tuple or mapping that holds one")
+
+
+def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module of a network by the path it has without the wrappers of torch.compile, DDP and FSDP."""
+    while isinstance(model, (DistributedDataParallel, DataParallel)) or "_orig_mod" in model._modules:
+        model = model._modules["_orig_mod" if "_orig_mod" in model._modules else "module"]  # type: ignore[assignment]
+    found: dict[str, nn.Module] = {}
+    # A module that is used in two places has two paths.
+    for path, module in model.named_modules(remove_duplicate=False):
+        plain = ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+        # A wrapper comes before what it wraps, and is what gets called.
+        found.setdefault(plain, module)
+    return found
+
+
+def blocks(model: nn.Module) -> tuple[str, nn.ModuleList | nn.Sequential]:
+    """The stack of like blocks that makes up most of a network: its path and container."""
+    best: tuple[int, str, nn.ModuleList | nn.Sequential] | None = None
+    for path, module in modules_by_path(model).items():
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
+            continue
+        kinds = [type(child) for child in module if _has_weights(child)]
+        if len(kinds) < 2 or len(set(kinds)) > 1:
+            continue
+        size = sum(parameter.numel() for parameter in module.parameters())
+        # The outermost of two nested stacks holds at least as many parameters, and comes first.
+        if best is None or size > best[0]:
+            best = (size, path, module)
+    if best is None:
+        raise UserError("role", "every_block", "a network with a stack of like blocks", "name a module path instead")
+    return best[1], best[2]
+
+
+def paths_of(model: nn.Module) -> list[str]:
+    """All module paths of a network."""
+    return [path for path in modules_by_path(model) if path]
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _locate(model: nn.Module, name: str, text: str) -> dict[str, Tap]:
+    path, *marks = text.split(":")
+    kinds = [mark for mark in marks if mark in ("input", "output")]
+    if len(kinds) > 1 or any(mark not in ("input", "output", "copy") for mark in marks):
+        raise UserError(f"tap {name}", text, "PATH, PATH:input or PATH:output, and :copy behind any of them")
+    kind, copied = (kinds or ["output"])[0], "copy" in marks
+    if path in ROLES:
+        found = _role(model, path)
+        if path == "every_block":
+            return {f"{name}.{index}": Tap(item, kind, copied) for index, item in enumerate(found)}
+        return {name: Tap(found[0], kind, copied)}
+    known = paths_of(model)
+    if any(letter in path for letter in "*?["):
+        depth = path.count(".")
+        found = [item for item in known if item.count(".") == depth and fnmatch.fnmatchcase(item, path)]
+        if not found:
+            raise UserError(f"tap {name}", path, known)
+        return {f"{name}.{index}": Tap(item, kind, copied) for index, item in enumerate(found)}
+    if path not in known:
+        raise UserError(f"tap {name}", path, [*known, *ROLES])
+    return {name: Tap(path, kind, copied)}
+
+
+def _role(model: nn.Module, role: str) -> list[str]:
+    if role in ("every_block", "last_stage"):
+        stack_path, stack = blocks(model)
+        prefix = f"{stack_path}." if stack_path else ""
+        children = [f"{prefix}{key}" for key, child in stack.named_children() if _has_weights(child)]
+        return children if role == "every_block" else children[-1:]
+    kind: tuple[type[nn.Module], ...] = (
+        (nn.Embedding, nn.Conv1d, nn.Conv2d) if role == "embedding_layer" else (nn.Linear,)
+    )
+    found = [path for path, module in modules_by_path(model).items() if path and isinstance(module, kind)]
+    if not found:
+        raise UserError("role", role, f"a network with a {' or '.join(k.__name__ for k in kind)} layer")
+    return found[:1] if role == "embedding_layer" else found[-1:]
+
+
+@contextmanager
+def edit(model: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Replace tensors on their way: ``{path: function}``, where the function sees a module's output.
+
+    Paths, patterns, roles and ``:input`` are those of :class:`Taps`. Of a tuple or mapping the first tensor is changed
+    and the rest passed on as it was. The hooks are removed on every way out of the context. Compiled code is compiled
+    anew inside and afterwards, so with torch.compile edit many steps at once.
+    """
+    handles: list[Any] = []
+    try:
+        modules = modules_by_path(model)
+        for path, change in changes.items():
+            for tap in _locate(model, "edit", path).values():
+                handles.append(_attach(modules[tap.path], tap, _Edit(change)))
+        _compile_anew()
+        yield
+    finally:
+        _remove(handles)
+        _compile_anew()
+
+
+def swap(model: nn.Module, path: str, module: nn.Module, *, example: Any = None) -> nn.Module:
+    """Put ``module`` where ``path`` was and return what stood there.
+
+    Args:
+        example: an input of the network (a tensor, or a mapping of keyword arguments). When given, both modules run
+            once inside it, and a new one whose output has another shape or type is refused and taken out again.
+    """
+    modules = modules_by_path(model)
+    if not path or path not in modules:
+        raise UserError("path", path, paths_of(model))
+    parent_path, _, leaf = path.rpartition(".")
+    parent, old = modules[parent_path], modules[path]
+    before = _shape_at(model, path, example)
+    setattr(parent, leaf, module)
+    try:
+        after = _shape_at(model, path, example)
+        if after != before:
+            raise UserError(path, f"a module that returns {after}", f"one that returns {before}")
+    except Exception:
+        setattr(parent, leaf, old)
+        raise
+    return old
+
+
+def _shape_at(model: nn.Module, path: str, example: Any) -> str:
+    if example is None:
+        return ""
+    taps = Taps(model, {"swap": f"{path}:copy"})
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad(), taps.capture() as signals:
+            model.eval()(**example) if isinstance(example, Mapping) else model.eval()(example)
+    finally:
+        for module, training in modes:
+            module.training = training
+        taps.close()
+    if "swap" not in signals:
+        raise UserError("path", path, "a module that the network calls on the example")
+    return f"{list(signals['swap'].shape)} {signals['swap'].dtype}"

@@ -1,0 +1,142 @@
+"""How the testbeds' own networks are trained: a short deterministic loop, and a shelf for what it made."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from limbeck.data.augmentation import CropFlip
+from limbeck.data.loaders import TensorLoader
+from limbeck.data.split import Split
+from limbeck.data.store import cache_folder, content_hash, file_sha256, locked, written_aside
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Supervised training with cross-entropy, AdamW and a cosine learning rate after a short warm-up.
+
+    Attributes:
+        epochs, batch_size: length.
+        learning_rate: the peak, reached after a twentieth of the steps; it falls to zero.
+        weight_decay: of AdamW.
+        label_smoothing: mass given to the other classes.
+        crop: pixels of random shift; 0 for no augmentation at all. ``flip``: mirror at random too.
+        seed: of the initial weights, the order and the augmentation.
+        version: raised whenever ``train`` changes what it makes, so that kept weights are never stale.
+    """
+
+    epochs: int
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    crop: int = 0
+    flip: bool = False
+    seed: int = 0
+    version: int = 1
+
+
+def train(model: nn.Module, samples: Split, recipe: Recipe) -> nn.Module:
+    """Train ``model`` in place on labelled ``samples``; it comes back in eval mode."""
+    augment = CropFlip(recipe.crop, flip=recipe.flip) if recipe.crop else None
+    # A last batch of one sample has no variance for BatchNorm, so short batches are left out.
+    batch_size = min(recipe.batch_size, len(samples))
+    loader = TensorLoader(samples, batch_size, seed=recipe.seed, drop_last=True, transform=augment)
+    steps = recipe.epochs * len(loader)
+    optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warm_cosine(step / steps))
+    model.train()
+    for _ in range(recipe.epochs):
+        for batch in loader:
+            logits = model(batch["input"])
+            loss = functional.cross_entropy(logits, batch["target"], label_smoothing=recipe.label_smoothing)
+            optimiser.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            optimiser.step()
+            schedule.step()
+    return model.eval()
+
+
+def warm_cosine(progress: float, warm: float = 0.05) -> float:
+    """Factor of the learning rate at ``progress`` in [0, 1]: up in a line, down in half a cosine."""
+    if progress < warm:
+        return (progress + 1e-3) / (warm + 1e-3)
+    rest = min((progress - warm) / (1 - warm), 1.0)
+    return 0.5 * (1 + float(torch.cos(torch.tensor(rest * torch.pi))))
+
+
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network whose initial weights are a function of ``seed``; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """The model in eval mode, with no parameter that wants a gradient."""
+    return model.requires_grad_(False).eval()
+
+
+def kept_weights(
+    name: str,
+    content: Mapping[str, Any],
+    build: Callable[[], nn.Module],
+    make: Callable[[nn.Module], nn.Module],
+) -> nn.Module:
+    """A network made once by ``make(build())`` and kept in the cache folder under the hash of ``content``.
+
+    ``content`` is everything the weights depend on: architecture, recipe, hashes of the data. Several
+    processes that need the same network train it once. A damaged file is made again.
+    """
+    folder = cache_folder("teachers") / f"{name}-{content_hash(content)[:16]}"
+    with locked(folder.name):
+        if not _intact(folder):
+            _log.info("training the teacher of %s", name)
+            began = time.perf_counter()
+            made = make(build())
+            with written_aside(folder) as aside:
+                aside.mkdir()
+                state = {key: value.contiguous() for key, value in made.state_dict().items()}
+                save_file(state, aside / "model.safetensors")
+                manifest = {
+                    "content": dict(content),
+                    "sha256": file_sha256(aside / "model.safetensors"),
+                    "seconds": round(time.perf_counter() - began, 2),
+                    "torch": torch.__version__,
+                }
+                (aside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    model = build()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return frozen(model)
+
+
+def kept_numbers(name: str, content: Mapping[str, Any], make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Figures made once by ``make()`` and kept in the cache folder under the hash of ``content``."""
+    path = cache_folder("figures") / f"{name}-{content_hash(content)[:16]}.json"
+    with locked(path.stem):
+        if not path.is_file():
+            figures = make()
+            with written_aside(path) as aside:
+                aside.write_text(json.dumps(figures, indent=1, sort_keys=True))
+    kept: dict[str, float] = json.loads(path.read_text())
+    return kept
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return bool(manifest["sha256"] == file_sha256(folder / "model.safetensors"))
+    except (OSError, ValueError, KeyError):
+        return False
