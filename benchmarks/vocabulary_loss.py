@@ -161,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="with more, a busy machine times its neighbours")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -168,6 +169,7 @@ def main() -> None:
         rows, width, vocabulary = (int(x) for x in size)
         print(json.dumps(measure_here(case, side, (rows, width, vocabulary))))
         return
+    torch.set_num_threads(options.threads)
     results: dict[str, Any] = {}
     print(
         f"{'rows x width':12s} {'loss':18s} {'chunked / plain time':34s}"

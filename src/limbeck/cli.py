@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json as json_format
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ def systems(family: str | None = None, task: str | None = None, json: bool = Fal
     """
     from limbeck.systems import registry
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "slug": card.slug, "title": card.title, "year": card.year, "family": card.family, "task": card.task,
             "faithful": card.faithful, "entries": registry.verdicts(card.slug),
@@ -88,7 +89,7 @@ def run(
     """Run a system's experiment: arms times seeds, then the verdict of every claim.
 
     Args:
-        slug: name of the system.
+        slug: name of the system, or package.module:NAME of an experiment of your own.
         entry: which of its experiments; the main one by default.
         smoke: the small size, in seconds.
         seeds: which seeds; those of the experiment by default.
@@ -110,19 +111,22 @@ def run(
     from limbeck.report.experiment_report import write_experiment_report
     from limbeck.systems import registry
 
-    card = registry.card(slug)
-    reference = registry.experiment_reference(slug, entry or "")
+    # A system of one's own, outside the package, is run as my_method.experiment:NAME.
+    card = None if ":" in slug else registry.card(slug)
+    reference = slug if card is None else registry.experiment_reference(slug, entry or "")
+    if record and card is None:
+        raise UserError("record", slug, "a system of the package, by its slug")
     name, size = reference.partition(":")[2], "smoke" if smoke else "full"
     if record and (smoke or seeds or arms):
         raise UserError("record", "part of an experiment", "the full size with all arms and seeds")
-    folder = Path(out or f"runs/{slug}-{name}-{size}")
+    folder = Path(out or f"runs/{slug.partition('.')[0]}-{name}-{size}")
     command = shlex.join(["limbeck", *sys.argv[1:]])
     result = run_experiment(
         reference, size=size, seeds=seeds, arms=arms, jobs=jobs, launcher=launcher, out=folder, fresh=fresh,
         progress=not json, command=command,
     )  # fmt: skip
     report = write_experiment_report(result, card, folder / "report.html")
-    if record:
+    if record and card is not None:
         path = ledger.write(card.family, card.slug, name, result)
         _note(f"recorded in {path}")
     if json:
@@ -267,26 +271,32 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "systems": systems, "show": show, "run": run, "cache": cache, "export": export, "measure": measure,
     "report": report, "data": data, "doctor": doctor, "new": new,
 }  # fmt: skip
+_USAGE = {
+    "show": "SLUG ", "run": "SLUG ", "new": "SLUG FAMILY ", "export": "RUN ", "measure": "RUN ", "report": "RUN ",
+    "cache": "--teacher REF --data REF --out DIR ", "data": "[list | get | verify] [NAME ...] ",
+}  # fmt: skip
 _DATA_ACTIONS = ("list", "get", "verify")
-_BY_HAND = {"action", "names"}
+_BY_HAND: set[str | int] = {"action", "names"}
 
 
 def parser() -> Any:
     """The command line, made from the functions above and from the settings of a job."""
-    from jsonargparse import ArgumentParser
+    from limbeck.arguments import Parser
+    from limbeck.job.settings import REFERENCES, Settings
 
-    from limbeck.job.settings import Settings
-
-    top = ArgumentParser(prog="limbeck", description="Distil neural networks, with proof of what was kept and gained.")
+    top = Parser(prog="limbeck", description="Distil neural networks, with proof of what was kept and gained.")
     top.add_argument("--version", action="store_true", help="print the version and exit")
     commands = top.add_subcommands(required=False, dest="command")
-    job = ArgumentParser(description="Distil a teacher into a student and measure both.")
-    job.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    about = "Distil a teacher into a student and measure both."
+    job = Parser(usage="limbeck distill --teacher REF --student REF --data REF --out DIR [options]")
+    for name, text in REFERENCES.items():
+        job.add_argument(f"--{name}", type=str, default="", help=text)
+    job.add_argument("--config", type=str, help="YAML file with any of these settings; options overrule it")
     job.add_argument("--json", type=bool, default=False, help="print the result as JSON")
-    job.add_class_arguments(Settings, None)
-    commands.add_subcommand("distill", job, help="Distil a teacher into a student and measure both.")
+    job.add_class_arguments(Settings, None, skip=set(REFERENCES))
+    commands.add_subcommand("distill", job, help=about)
     for name, function in COMMANDS.items():
-        sub = ArgumentParser(description=function.__doc__)
+        sub = Parser(usage=f"limbeck {name} {_USAGE.get(name, '')}[options]")
         if name == "data":
             sub.add_argument("action", nargs="?", choices=_DATA_ACTIONS, default="list", help="what to do")
             sub.add_argument("names", nargs="*", help="which artefacts, for get and verify")
@@ -296,9 +306,33 @@ def parser() -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Entry point; returns the exit status: 0, 2 for an error that a user can act on, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except LimbeckError as error:
+        print(f"limbeck: {error}", file=sys.stderr)  # noqa: T201
+        return 130 if type(error).__name__ == "Interrupted" else 2
+    except OSError as error:
+        # A full disk, above all; whatever else goes wrong with a file is told in the same way.
+        print(f"limbeck: {error.filename or words[0]}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("limbeck: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    from limbeck.arguments import normalised
+
+    command = words[0] if words else ""
+    if command and not command.startswith("-"):
+        if command not in ("distill", *COMMANDS):
+            raise UserError("command", command, ["distill", *COMMANDS], "see limbeck --help")
+        wants_help = any(word in ("-h", "--help") for word in words)
+        words = [command, *(["--help"] if wants_help else normalised(words[1:], _options(command), command))]
     top = parser()
-    chosen = top.parse_args(_normalised(list(sys.argv[1:] if arguments is None else arguments)))
+    chosen = top.parse_args(words)
     if chosen.version:
         from importlib.metadata import version
 
@@ -307,35 +341,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.command is None:
         top.print_help()
         return 2
-    options = dict(chosen[chosen.command])
-    try:
-        return _dispatch(chosen.command, options)
-    except LimbeckError as error:
-        print(f"limbeck: {error}", file=sys.stderr)  # noqa: T201
-        return 130 if type(error).__name__ == "Interrupted" else 2
-    except KeyboardInterrupt:
-        print("limbeck: interrupted", file=sys.stderr)  # noqa: T201
-        return 130
+    return _dispatch(chosen.command, dict(chosen[chosen.command]))
 
 
-def _normalised(arguments: list[str]) -> list[str]:
-    """``--dry-run`` for ``--dry_run=true``: dashes in names, and switches without a value."""
-    from limbeck.job.settings import Settings
+def _options(command: str) -> dict[str, str]:
+    """The options of a command with their annotations, which are texts in these modules."""
+    if command == "distill":
+        from limbeck.job.settings import Settings
 
-    command = next((word for word in arguments if not word.startswith("-")), "")
-    hints = Settings.__annotations__ if command == "distill" else getattr(COMMANDS.get(command), "__annotations__", {})
-    # Annotations are texts: these modules postpone their evaluation.
-    switches = {"json", *(name for name, kind in hints.items() if kind in ("bool", "bool | None"))}
-    words = []
-    for place, word in enumerate(arguments):
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            name = name.replace("-", "_")
-            following = arguments[place + 1] if place + 1 < len(arguments) else ""
-            bare = name in switches and not equals and following not in ("true", "false", "null")
-            word = f"--{name}=true" if bare else f"--{name}{equals}{value}"
-        words.append(word)
-    return words
+        return {"config": "str", "json": "bool", **Settings.__annotations__}
+    parameters = inspect.signature(COMMANDS[command]).parameters.values()
+    return {
+        parameter.name: str(parameter.annotation)
+        for parameter in parameters
+        if parameter.name not in _BY_HAND and (parameter.default is not parameter.empty or command == "cache")
+    }
 
 
 def _dispatch(command: str, options: dict[str, Any]) -> int:
@@ -368,6 +388,8 @@ def _recorded_lines(recorded: dict[str, Any]) -> list[str]:
         for claim in entry["claims"]:
             found = format_difference(claim.get("metric") or "", claim.get("difference"))
             interval = format_interval(claim.get("metric") or "", claim.get("interval"))
+            if claim["kind"] == "exact" and claim["deviation"] is not None:
+                found, interval = f"deviation {claim['deviation']:.2g}", f"at most {claim['tolerance']:.2g} is allowed"
             lines.append(f"  {claim['verdict']}: {claim['text']} ({found}; {interval})")
         lines.append("")
     return lines

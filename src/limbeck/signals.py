@@ -108,6 +108,14 @@ def pick(signals: Signals, names: Iterable[str], role: str) -> dict[str, Any]:
     return chosen
 
 
+def dense(signals: Signals, name: str) -> Tensor:
+    """A signal as a tensor; top-k logits are refused, since most losses would read them as whole ones."""
+    value = signals[name]
+    if isinstance(value, SparseLogits):
+        raise UserError(f"signal {name}", f"top-{value.values.shape[-1]} of {value.size}", "a dense signal")
+    return value
+
+
 def detach(signals: Signals) -> dict[str, Any]:
     """The same signals without their graph."""
     return {

@@ -23,6 +23,7 @@ from limbeck.errors import UserError
 ROLES = ("every_block", "last_stage", "embedding_layer", "head")
 # torch.compile, FSDP and activation checkpointing put a wrapper into a module's path, which nobody wants to write.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_STACK = "a network with a stack of like blocks"
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
@@ -247,8 +248,28 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList | nn.Sequential]:
         if best is None or size > best[0]:
             best = (size, path, module)
     if best is None:
-        raise UserError("role", "every_block", "a network with a stack of like blocks", "name a module path instead")
+        raise UserError("role", "every_block", _STACK, "name a module path instead")
     return best[1], best[2]
+
+
+def _block_paths(model: nn.Module) -> list[str]:
+    """The blocks of the main stack, or of the main stacks side by side (``layer1`` to ``layer4`` of a ResNet)."""
+    groups: dict[tuple[str, type[nn.Module]], list[tuple[str, int]]] = {}
+    for path, module in modules_by_path(model).items():
+        children = {key: child for key, child in module.named_children() if _has_weights(child)}
+        kinds = {type(child) for child in children.values()}
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(kinds) != 1:
+            continue
+        # The network itself may be the stack; it stands beside nothing.
+        parent = path.rpartition(".")[0] if path else "the network"
+        for key, child in children.items():
+            size = sum(parameter.numel() for parameter in child.parameters())
+            groups.setdefault((parent, next(iter(kinds))), []).append((f"{path}.{key}" if path else key, size))
+    stacks = [group for group in groups.values() if len(group) > 1]
+    if not stacks:
+        raise UserError("role", "every_block", _STACK, "name a module path instead")
+    # max takes the first of equals, which is the outermost.
+    return [path for path, _ in max(stacks, key=lambda group: sum(size for _, size in group))]
 
 
 def paths_of(model: nn.Module) -> list[str]:
@@ -285,9 +306,7 @@ def _locate(model: nn.Module, name: str, text: str) -> dict[str, Tap]:
 
 def _role(model: nn.Module, role: str) -> list[str]:
     if role in ("every_block", "last_stage"):
-        stack_path, stack = blocks(model)
-        prefix = f"{stack_path}." if stack_path else ""
-        children = [f"{prefix}{key}" for key, child in stack.named_children() if _has_weights(child)]
+        children = _block_paths(model)
         return children if role == "every_block" else children[-1:]
     kind: tuple[type[nn.Module], ...] = (
         (nn.Embedding, nn.Conv1d, nn.Conv2d) if role == "embedding_layer" else (nn.Linear,)
@@ -323,38 +342,49 @@ def swap(model: nn.Module, path: str, module: nn.Module, *, example: Any = None)
     """Put ``module`` where ``path`` was and return what stood there.
 
     Args:
-        example: an input of the network (a tensor, or a mapping of keyword arguments). When given, both modules run
-            once inside it, and a new one whose output has another shape or type is refused and taken out again.
+        example: an input of the network (a tensor, or a mapping of keyword arguments). When given, the network runs on
+            it once, and a module that cannot take what the old one is given, or returns another shape or type, is
+            refused before anything changes.
     """
     modules = modules_by_path(model)
     if not path or path not in modules:
         raise UserError("path", path, paths_of(model))
+    old = modules[path]
+    if example is not None:
+        _check_swap(model, path, old, module, example)
     parent_path, _, leaf = path.rpartition(".")
-    parent, old = modules[parent_path], modules[path]
-    before = _shape_at(model, path, example)
-    setattr(parent, leaf, module)
-    try:
-        after = _shape_at(model, path, example)
-        if after != before:
-            raise UserError(path, f"a module that returns {after}", f"one that returns {before}")
-    except Exception:
-        setattr(parent, leaf, old)
-        raise
+    setattr(modules[parent_path], leaf, module)
     return old
 
 
-def _shape_at(model: nn.Module, path: str, example: Any) -> str:
-    if example is None:
-        return ""
-    taps = Taps(model, {"swap": f"{path}:copy"})
-    modes = [(module, module.training) for module in model.modules()]
+def _check_swap(model: nn.Module, path: str, old: nn.Module, new: nn.Module, example: Any) -> None:
+    seen: list[tuple[Any, Any, str]] = []
+
+    def look(_: nn.Module, args: Any, given: Any, output: Any) -> None:
+        seen.append((args, given, _shape_of(output)))
+
+    handle = old.register_forward_hook(look, with_kwargs=True)
+    modes = [(part, part.training) for network in (model, new) for part in network.modules()]
     try:
-        with torch.no_grad(), taps.capture() as signals:
+        with torch.no_grad():
             model.eval()(**example) if isinstance(example, Mapping) else model.eval()(example)
+            handle.remove()
+            if not seen:
+                raise UserError("path", path, "a module that the network calls on the example")
+            args, given, before = seen[-1]
+            try:
+                after = _shape_of(new.eval()(*args, **given))
+            except Exception as error:
+                reason = str(error).strip().split("\n")[0]
+                raise UserError(path, f"a module that fails: {reason}", f"one that returns {before}") from error
     finally:
-        for module, training in modes:
-            module.training = training
-        taps.close()
-    if "swap" not in signals:
-        raise UserError("path", path, "a module that the network calls on the example")
-    return f"{list(signals['swap'].shape)} {signals['swap'].dtype}"
+        handle.remove()
+        for part, training in modes:
+            part.training = training
+    if after != before:
+        raise UserError(path, f"a module that returns {after}", f"one that returns {before}")
+
+
+def _shape_of(output: Any) -> str:
+    tensor = first_tensor(output)
+    return f"{list(tensor.shape)} {tensor.dtype}"

@@ -140,7 +140,10 @@ def test_settings_become_objectives() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"teecher": "random"}, "teecher"), ({"teacher": "none"}, "trained, shuffled, shuffled_in_class, shuffled_others")],
+    [
+        ({"teecher": "random"}, "teecher"),
+        ({"teacher": "none"}, "trained, shuffled, shuffled_in_class, shuffled_others"),
+    ],
 )
 def test_wrong_arm_options_are_refused(options: dict[str, Any], said: str) -> None:
     wrong = type("Wrong", (Digits,), {"arms": {"a": Arm(KL, "", "method", options)}})

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import open_page
-from samples import ARMS, CARD, CLAIMS, entry, result
 
 from limbeck.report import write_experiment_report, write_job_report
 from limbeck.report.experiment_report import claim_sentence
 from limbeck.report.job_report import headline
+from tests.report.browser import open_page
+from tests.report.samples import ARMS, CARD, CLAIMS, entry, result
 
 # Mean and deviation of the sample's main arm, by hand from its outcomes.
 _VALUES = [100 * one["metrics"]["accuracy"] for one in entry()["arms"]["ours"]["outcomes"].values()]

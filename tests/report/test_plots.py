@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from samples import entry, result
 
 from limbeck.report import experiment_plots, plots
 from limbeck.report.svg import COLOUR, Picture
+from tests.report.samples import entry, result
 
 
 def texts(svg: str) -> list[str]:

@@ -6,7 +6,6 @@ import io
 
 import pytest
 from rich.console import Console
-from samples import result
 
 from limbeck.report.measures import grouped, measure
 from limbeck.report.tables import (
@@ -19,6 +18,7 @@ from limbeck.report.tables import (
     format_value,
     rich_table,
 )
+from tests.report.samples import result
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,11 @@ def checked_images(
     bad = [(names[place], reason) for place, (_, reason) in enumerate(found) if reason is not None]
     good = [place for place, (_, reason) in enumerate(found) if reason is None]
     shown = "; ".join(f"{name}: {reason}" for name, reason in bad[:_SHOWN])
+    shown += f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     if bad and (request.on_corrupt != "skip" or not good):
-        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        raise UserError(
-            request.key, f"{len(bad)} of {len(images)} images cannot be decoded ({shown}{more})", "readable images",
-            "remove them, or leave them out with on_corrupt=skip",
-        )  # fmt: skip
+        given = f"{len(bad)} of {len(images)} images that cannot be decoded"
+        hint = f"remove them, or leave them out with on_corrupt=skip: {shown}"
+        raise UserError(request.key, given, "readable images", hint)
     notes = [f"left out {len(bad)} images that cannot be decoded: {shown}"] if bad else []
     return good, torch.tensor([found[place][0] for place in good], dtype=torch.int64), notes
 

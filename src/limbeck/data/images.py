@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from limbeck.data.split import Split
-from limbeck.errors import LimbeckError, UserError
+from limbeck.errors import LimbeckError, UserError, first_line
 
 FITS = ("cover", "stretch")
 INTERPOLATIONS = {
@@ -188,7 +188,7 @@ def open_image(image: Any) -> Image.Image:
                 return opened
         except Exception as error:
             name = "the bytes of an image" if isinstance(image, bytes) else str(image)
-            raise LimbeckError(f"image {name} cannot be decoded: {error or type(error).__name__}") from error
+            raise LimbeckError(f"image {name} cannot be decoded: {_reason(error)}") from error
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise UserError(
@@ -208,8 +208,13 @@ def fault(image: str | bytes) -> str | None:
             opened.draft("RGB", (1, 1))
             opened.load()
     except Exception as error:
-        return str(error) or type(error).__name__
+        return _reason(error)
     return None
+
+
+def _reason(error: Exception) -> str:
+    # PIL's own words name an object in memory.
+    return "not an image" if isinstance(error, UnidentifiedImageError) else first_line(error)
 
 
 def in_threads(function: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[Made]:

@@ -97,6 +97,14 @@ class TensorLoader:
         if epoch != self._epoch:
             self._epoch, self._position, self._resume = epoch, 0, False
 
+    def set_rank(self, rank: int, world_size: int) -> None:
+        """Feed process ``rank`` of ``world_size`` from now on; the global batches stay what they are.
+
+        Limbeck's distillers call it when training starts, so a loader need not know how many processes there will be.
+        """
+        self.rank, self.world_size = rank, world_size
+        self._check()
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         position = self._position if self._resume else 0
         self._resume = False

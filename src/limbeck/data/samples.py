@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from limbeck.cache.fingerprint import fingerprint_text
+from limbeck.data.columns import Columns, as_text, choose_columns, is_text
 from limbeck.data.image_check import checked_images
 from limbeck.data.partition import complete, text_ids
 from limbeck.data.references import DataSet, Pairs, Request
 from limbeck.data.split import Input, Split, Splits
-from limbeck.data.tables import Columns, Sheet, as_text, choose_columns, is_text, read_sheet
+from limbeck.data.tables import Sheet, read_sheet
 from limbeck.data.targets import read_targets
 from limbeck.errors import UserError
 

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from limbeck.data.tables import Sheet, is_text
+from limbeck.data.columns import is_text
+from limbeck.data.tables import Sheet
 from limbeck.errors import UserError, first_line
 
 

@@ -1,6 +1,6 @@
 """The engine: distillers, phases and the trainer around them."""
 
-from limbeck.engine.callbacks import Interrupted
+from limbeck.engine.checkpoints import Interrupted
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.fit import History, fit
 from limbeck.engine.optimizer import OptimizerSettings

@@ -11,9 +11,10 @@ from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from limbeck.engine.callbacks import ExactResume
-from limbeck.engine.optimizer import OptimizerSettings
+from limbeck.engine.checkpoints import ExactResume
+from limbeck.engine.optimizer import OptimizerSettings, log_every, training_steps
 from limbeck.errors import LimbeckError, UserError
+from limbeck.nn.mode import evaluating
 from limbeck.objectives.base import Objective, total
 from limbeck.signals import Batch, Forward, Signals, move, run_network
 from limbeck.sources import Live, Source
@@ -30,7 +31,8 @@ class Distiller(LightningModule):
         optimizer: settings of the optimiser and schedule.
         taps: inner tensors of the student, name -> path; see :class:`limbeck.taps.Taps`.
         forward: how to run the student on a batch.
-        trainable: patterns of parameter names that learn; everything else is frozen and stays in eval mode.
+        trainable: patterns of parameter names that learn; everything else is frozen. A part that does not learn stays
+            in eval mode, whoever froze it; the rest is put into training mode.
         log_gradient_norms: also log the gradient norm of every term (one more backward pass per logged step).
 
     The checkpoint holds the student, the objective's own weights (projectors) and the state of a changing teacher;
@@ -52,6 +54,8 @@ class Distiller(LightningModule):
         super().__init__()
         self.student, self.objective = student, objective
         self.teacher = Live(teacher) if isinstance(teacher, nn.Module) else teacher
+        if self.teacher is not None and not isinstance(self.teacher, Source):
+            raise UserError("teacher", type(teacher).__name__, "a source, a network or None")
         if objective.needs.teacher and self.teacher is None:
             raise UserError(
                 "teacher", "none", f"a source of {', '.join(objective.needs.teacher)}, which the objective needs"
@@ -60,10 +64,12 @@ class Distiller(LightningModule):
         self.run_student = forward
         self.log_gradient_norms = log_gradient_norms
         self.taps = Taps(student, dict(taps or {}))
-        self._frozen = freeze_except(student, tuple(trainable))
-        self.steps_done = 0
+        freeze_except(student, tuple(trainable))
+        self.steps_done = self.epochs_done = 0
         self.latest_terms: dict[str, Tensor] = {}
         self._refuse_shared_weights()
+        # A pretrained network arrives in eval mode, and a Trainer leaves the mode as it is.
+        self.train()
 
     def _refuse_shared_weights(self) -> None:
         own = {id(parameter) for parameter in self.student.parameters()}
@@ -96,15 +102,12 @@ class Distiller(LightningModule):
 
         Call it before training with a plain Trainer when the objective compares features of different widths.
         """
-        mode = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                student, teacher = self.student_signals(batch), self.teacher_signals(batch)
-                self.objective.build(student, teacher)
-                self.objective(student, teacher, batch)
-        finally:
-            self.train(mode)
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+        with evaluating(self), torch.no_grad():
+            student, teacher = self.student_signals(batch), self.teacher_signals(batch)
+            self.objective.build(student, teacher)
+            self.objective(student, teacher, batch)
         return self
 
     # Training.
@@ -115,10 +118,12 @@ class Distiller(LightningModule):
         loss = total(terms)
         logged = {**terms, "loss": loss, **self.objective.observed()}
         self.latest_terms = {name: value.detach() for name, value in logged.items()}
-        if self.trainer.loggers and self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-            self.log_dict(self.latest_terms)
+        # Counted as Lightning and our own log count: the step that is under way has been taken when they look.
+        if (self.steps_done + 1) % log_every(self.trainer) == 0:
             if self.log_gradient_norms:
-                self.log_dict(self.gradient_norms(terms))
+                self.latest_terms |= self.gradient_norms(terms)
+            if self.trainer.loggers:
+                self.log_dict(self.latest_terms, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -140,12 +145,11 @@ class Distiller(LightningModule):
     @property
     def progress(self) -> float:
         """How far training is, from 0 to 1."""
-        return self.steps_done / max(int(self.trainer.estimated_stepping_batches), 1)
+        return self.steps_done / self.trainer.estimated_stepping_batches
 
     def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = self.optimizer_settings.build(
-            self.parameters(), steps, fused=self.trainer.precision != "16-mixed"
+            self.parameters(), training_steps(self.trainer), fused=self.trainer.precision != "16-mixed"
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -164,20 +168,30 @@ class Distiller(LightningModule):
         if self.teacher is not None:
             self.teacher.after_step(self.student, self.steps_done)
 
+    def on_train_start(self) -> None:
+        # A checkpoint of an epoch's last batch, or of its validation, is resumed behind the epoch's end.
+        self._end_epoch(self.current_epoch)
+
     def on_train_epoch_end(self) -> None:
-        if self.teacher is not None:
-            self.teacher.after_epoch(self.student, self.current_epoch + 1)
+        self._end_epoch(self.current_epoch + 1)
+
+    def _end_epoch(self, epoch: int) -> None:
+        if self.teacher is not None and epoch > self.epochs_done:
+            self.teacher.after_epoch(self.student, epoch)
+        self.epochs_done = max(epoch, self.epochs_done)
 
     def train(self, mode: bool = True) -> Distiller:
         super().train(mode)
         # BatchNorm of a frozen part would go on learning its statistics.
-        for module in self._frozen:
+        for module in frozen_modules(self.student):
             module.eval()
         return self
 
     # State and devices.
 
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.steps_done = self.epochs_done = 0
         if self.teacher is not None:
             self.teacher.to(self.device)
 
@@ -188,7 +202,7 @@ class Distiller(LightningModule):
         return [ExactResume()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["limbeck"] = {"steps_done": self.steps_done}
+        checkpoint["limbeck"] = {"steps_done": self.steps_done, "epochs_done": self.epochs_done}
         if self.teacher is not None:
             checkpoint["limbeck"]["teacher"] = {
                 "fingerprint": self.teacher_fingerprint(),
@@ -199,7 +213,7 @@ class Distiller(LightningModule):
         state = checkpoint.get("limbeck")
         if state is None:
             raise LimbeckError("this checkpoint was not written by a Distiller: its teacher and step are missing")
-        self.steps_done = state["steps_done"]
+        self.steps_done, self.epochs_done = state["steps_done"], state["epochs_done"]
         if self.teacher is not None:
             if "teacher" not in state:
                 raise UserError("resume", "a checkpoint without a teacher", "one that was trained with this teacher")
@@ -221,25 +235,22 @@ class Distiller(LightningModule):
         return self.student.eval()
 
 
-def freeze_except(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:
-    """Let only the parameters whose names match a pattern learn; return the modules that are frozen as a whole.
-
-    ``("*",)`` leaves every parameter as the caller set it.
-    """
+def freeze_except(model: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Let only the parameters whose names match a pattern learn; ``("*",)`` leaves each as the caller set it."""
     if patterns == ("*",):
-        return []
+        return
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError("trainable", pattern, names)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
-    return list(_frozen_modules(model))
 
 
-def _frozen_modules(model: nn.Module) -> Iterator[nn.Module]:
+def frozen_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The largest parts of a network that have weights of which none learns."""
     for module in model.children():
         if any(parameter.requires_grad for parameter in module.parameters()):
-            yield from _frozen_modules(module)
+            yield from frozen_modules(module)
         elif any(True for _ in module.parameters()):
             yield module

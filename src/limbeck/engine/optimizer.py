@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from lightning import Trainer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -79,3 +81,22 @@ class OptimizerSettings:
         if self.schedule == "linear":
             return 1.0 - done
         return 0.1 ** ((done >= 0.6) + (done >= 0.85))
+
+
+def training_steps(trainer: Trainer) -> int:
+    """How many optimiser steps the Trainer will take; schedules need to know.
+
+    Raises:
+        UserError: it does not know either, since the loader has no length and only epochs were given.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps) or steps < 1:
+        raise UserError(
+            "train", "a loader without a length", "a loader with one, or a number of steps instead of epochs"
+        )
+    return int(steps)
+
+
+def log_every(trainer: Trainer) -> int:
+    """Steps from one log line to the next; 0 logs nothing."""
+    return int(getattr(trainer, "log_every_n_steps", 0)) or sys.maxsize

@@ -10,9 +10,10 @@ from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from limbeck.engine.callbacks import ExactResume
-from limbeck.engine.optimizer import OptimizerSettings
-from limbeck.errors import UserError
+from limbeck.engine.checkpoints import ExactResume
+from limbeck.engine.optimizer import OptimizerSettings, log_every, training_steps
+from limbeck.errors import LimbeckError, UserError
+from limbeck.nn.mode import evaluating
 from limbeck.objectives.base import Objective, total
 from limbeck.signals import Batch, Forward, Signals, detach, move, run_network
 
@@ -31,6 +32,10 @@ class PeerDistiller(LightningModule):
         optimizers: settings for all, or name -> settings.
         update: ``simultaneous`` computes every loss before any step; ``alternating`` lets each peer see the others
             as they are after their step.
+        forward: how to run a peer on a batch.
+        gradient_clip: largest norm of a peer's gradient; :func:`~limbeck.engine.fit` sets it too.
+
+    A step, for the Trainer too (``max_steps``, ``global_step``), is one batch, and moves every peer.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class PeerDistiller(LightningModule):
         optimizers: OptimizerSettings | Mapping[str, OptimizerSettings] | None = None,
         update: str = "simultaneous",
         forward: Forward = run_network,
+        gradient_clip: float | None = None,
     ) -> None:
         super().__init__()
         if len(peers) < 2:
@@ -53,9 +59,25 @@ class PeerDistiller(LightningModule):
         self.peers, self.objectives = nn.ModuleDict(peers), nn.ModuleDict(objectives)
         settings = optimizers or OptimizerSettings()
         self.settings = settings if isinstance(settings, Mapping) else dict.fromkeys(peers, settings)
-        self.update, self.run_peer = update, forward
+        if set(self.settings) != set(peers):
+            raise UserError("optimizers", sorted(self.settings), sorted(peers))
+        self.update, self.run_peer, self.gradient_clip = update, forward, gradient_clip
         self.steps_done = 0
         self.latest_terms: dict[str, Tensor] = {}
+        # A pretrained network arrives in eval mode, and a Trainer leaves the mode as it is.
+        self.train()
+
+    def build(self, batch: Batch) -> PeerDistiller:
+        """One dry forward: checks that peers and objectives fit, and inserts projectors."""
+        with evaluating(self), torch.no_grad():
+            signals = self.signals(batch)
+            for name in self.peers:
+                objective: Any = self.objectives[name]
+                for other in self.peers:
+                    if other != name:
+                        objective.build(signals[name], signals[other])
+                self.terms_of(name, signals, batch)
+        return self
 
     def signals(self, batch: Batch) -> dict[str, Signals]:
         """Every peer's signals of one batch."""
@@ -80,10 +102,10 @@ class PeerDistiller(LightningModule):
         return terms, observed
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        progress = self.steps_done / max(int(self.trainer.estimated_stepping_batches), 1)
+        progress = self.steps_done / self.trainer.estimated_stepping_batches
         for objective in self.objectives.values():
             objective.set_progress(progress)  # type: ignore[operator]
-        optimizers = dict(zip(self.peers, self.optimizers(), strict=True))
+        optimizers = dict(zip(self.peers, self._optimizers_of_one_step(), strict=True))
         signals = self.signals(batch)
         latest: dict[str, Tensor] = {}
         losses = {}
@@ -98,16 +120,26 @@ class PeerDistiller(LightningModule):
         if self.update == "simultaneous":
             for name, loss in losses.items():
                 self._step(optimizers[name], loss)
-        for schedule in self.lr_schedulers():
+        schedules: Any = self.lr_schedulers()
+        for schedule in schedules:
             schedule.step()
         self.steps_done += 1
         self.latest_terms = {**latest, "loss": torch.stack([loss.detach() for loss in losses.values()]).sum()}
-        if self.trainer.loggers and self.steps_done % self.trainer.log_every_n_steps == 0:
-            self.log_dict(self.latest_terms)
+        if self.trainer.loggers and self.steps_done % log_every(self.trainer) == 0:
+            self.log_dict(self.latest_terms, sync_dist=True)
+
+    def _optimizers_of_one_step(self) -> list[Any]:
+        # Lightning counts every call of step(); a batch is one step here, so only the first of them may count.
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers[1:]:
+            optimizer._on_before_step = optimizer._on_after_step = lambda: None
+        return list(optimizers)
 
     def _step(self, optimizer: Any, loss: Tensor) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
+        if self.gradient_clip:
+            self.clip_gradients(optimizer, self.gradient_clip)
         optimizer.step()
 
     def _refresh(self, name: str, signals: Mapping[str, Signals], batch: Batch) -> dict[str, Signals]:
@@ -116,13 +148,16 @@ class PeerDistiller(LightningModule):
         return {**signals, name: after}
 
     def configure_optimizers(self) -> Any:
-        # Lightning counts every optimiser's step; the schedules go by batches.
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = training_steps(self.trainer)
         built = [self.settings[name].build(self._weights(name), steps) for name in self.peers]
         return [optimizer for optimizer, _ in built], [schedule for _, schedule in built]
 
     def _weights(self, name: str) -> list[nn.Parameter]:
         return [*self.peers[name].parameters(), *self.objectives[name].parameters()]
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.steps_done = 0
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return move(batch, device)
@@ -134,8 +169,12 @@ class PeerDistiller(LightningModule):
         checkpoint["limbeck"] = {"steps_done": self.steps_done}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "limbeck" not in checkpoint:
+            raise LimbeckError("this checkpoint was not written by a PeerDistiller: its step is missing")
         self.steps_done = checkpoint["limbeck"]["steps_done"]
 
     def finish(self, name: str) -> nn.Module:
         """One peer alone, in eval mode."""
+        if name not in self.peers:
+            raise UserError("peer", name, self.peers)
         return self.peers[name].eval()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from limbeck.engine.checkpoints import replacing
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.fit import History, fit
 from limbeck.engine.optimizer import OptimizerSettings
 from limbeck.errors import UserError
+from limbeck.nn.gather import is_first_process
 from limbeck.objectives.base import Objective
 from limbeck.signals import Forward, run_network
 from limbeck.sources import Source
@@ -72,12 +74,19 @@ def run_program(
     if not names or len(set(names)) < len(names):
         raise UserError("phases", names, "one or more phases, each with a name of its own")
     learned = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
+    folders = [Path(out) / name if out is not None else None for name in names]
+    if not resume and is_first_process():
+        # Else the phases of an older run would be taken for this one's when it is resumed.
+        for folder in folders:
+            if folder is not None:
+                (folder / "done.json").unlink(missing_ok=True)
     histories = {}
     try:
-        for number, phase in enumerate(phases):
-            folder = Path(out) / phase.name if out is not None else None
+        for number, (phase, folder) in enumerate(zip(phases, folders, strict=True)):
             _set_learning(student, learned)
             if phase.begin is not None:
+                # What it draws must not depend on whether the phases before were trained or read.
+                torch.manual_seed(seed + number)
                 phase.begin(student)
             if resume and folder is not None and (folder / "done.json").exists():
                 load_model(student, folder / "student.safetensors")
@@ -105,16 +114,25 @@ def _run_phase(
         trainable=phase.trainable,
     )
     settings = {**options, **phase.options}
-    history = fit(
-        distiller, phase.train, epochs=phase.epochs, steps=phase.steps, out=folder, resume=resume, seed=seed, **settings
-    )
-    distiller.finish()
-    if folder is not None:
-        save_model(student, str(folder / ".student.aside"))
-        os.replace(folder / ".student.aside", folder / "student.safetensors")
+    try:
+        history = fit(
+            distiller,
+            phase.train,
+            epochs=phase.epochs,
+            steps=phase.steps,
+            out=folder,
+            resume=resume,
+            seed=seed,
+            **settings,
+        )
+    finally:
+        distiller.finish()
+    if folder is not None and is_first_process():
+        with replacing(folder / "student.safetensors") as aside:
+            save_model(student, str(aside))
         # Written last: its presence says that the phase is complete.
-        (folder / ".done.aside").write_text(json.dumps(vars(history)))
-        os.replace(folder / ".done.aside", folder / "done.json")
+        with replacing(folder / "done.json") as aside:
+            aside.write_text(json.dumps(vars(history)))
     return history
 
 

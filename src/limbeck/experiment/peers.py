@@ -75,9 +75,7 @@ class PeerExperiment(LogitExperiment):
         """Fresh networks by name."""
         return {"student": self.bed.student(seed), "teacher": self._untrained_teacher(seed)}
 
-    def train_peers(
-        self, arm: str, seed: int, splits: Splits
-    ) -> tuple[dict[str, nn.Module], dict[str, list[float]]]:
+    def train_peers(self, arm: str, seed: int, splits: Splits) -> tuple[dict[str, nn.Module], dict[str, list[float]]]:
         """The trained networks of an arm in eval mode, and its curves."""
         chosen, networks = self.arms[arm], self.networks(seed)
         objectives = {name: make_objective(setting) for name, setting in chosen.setting.items()}
@@ -86,9 +84,7 @@ class PeerExperiment(LogitExperiment):
         def trained(distiller: PeerDistiller | Distiller) -> History:
             loader = TensorLoader(splits.train, min(batch_size, len(splits.train)), seed=seed)
             validate = self.peer_validator(networks, splits.validation)
-            return fit(
-                distiller, loader, epochs=epochs, seed=seed, validate=validate, log_every=1, accelerator="cpu"
-            )
+            return fit(distiller, loader, epochs=epochs, seed=seed, validate=validate, log_every=1, accelerator="cpu")
 
         if chosen.options.get("offline", False):
             history = self._offline(networks, objectives, optimizer, splits.train, trained)
@@ -160,5 +156,3 @@ class Rescaled(nn.Module):
         """Logits ``[B, classes]``."""
         logits: Tensor = self.network(values)
         return logits / self.temperature
-
-

@@ -18,9 +18,10 @@ from limbeck.job.plan import Plan
 from limbeck.job.progress import Progress
 from limbeck.job.settings import Settings
 from limbeck.report.job_report import write_job_report
-from limbeck.report.tables import against_teacher, format_value, measure, rich_table
+from limbeck.report.measures import measure
+from limbeck.report.tables import against_teacher, format_value, rich_table
 
-_MADE = ("result.json", "report.html", "README.md", "config.yaml", "student", "training", "baseline")
+_MADE = ("result.json", "report.html", "config.yaml", "student", "training", "baseline")
 
 
 def write_text(path: Path, text: str) -> None:

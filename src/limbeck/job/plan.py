@@ -295,7 +295,7 @@ def _teacher_precision(settings: Settings, teacher: Network, cached: bool) -> tu
 
 def _fast_bfloat16() -> bool:
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 

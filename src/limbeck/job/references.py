@@ -96,12 +96,14 @@ def testbed_data(reference: str) -> DataSet:
     """The samples of a testbed, with its pairs where it is about retrieval."""
     bed = testbeds.load(reference)
     splits = bed.splits()
-    texts = not isinstance(splits.train.input, Tensor)
-    common = {"name": bed.reference, "fingerprint": bed.data_hashes()}
-    if not texts:
-        return DataSet(splits, "tensor", "classification", "the testbed's task", num_classes=bed.num_classes, **common)
-    pairs = {name: _pairs(getattr(splits, name)) for name in ("train", "validation", "test")}
-    return DataSet(splits, "text", "embedding", "the testbed's task", pairs=pairs, **common)
+    why, hashes = "the testbed's task", bed.data_hashes()
+    if isinstance(splits.train.input, Tensor):
+        return DataSet(
+            splits, "tensor", "classification", why,
+            num_classes=bed.num_classes, name=bed.reference, fingerprint=hashes,
+        )  # fmt: skip
+    pairs = {part: _pairs(getattr(splits, part)) for part in ("train", "validation", "test")}
+    return DataSet(splits, "text", "embedding", why, name=bed.reference, fingerprint=hashes, pairs=pairs)
 
 
 def _pairs(split: Split) -> tuple[list[str], list[str]]:

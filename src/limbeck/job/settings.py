@@ -8,6 +8,12 @@ from typing import Any, Literal
 
 from limbeck.errors import UserError
 
+#: The three references, with what the command line says of them.
+REFERENCES = {
+    "teacher": "the network to learn from: hf:NAME_OR_FOLDER, timm:NAME_OR_FOLDER, pt2:FILE or py:PACKAGE.MODULE:NAME",
+    "student": "the same forms, slice:layers=0,5 or width:hidden_size=192 of the teacher, or small:NAME",
+    "data": "folder:DIR of images by class, csv:, jsonl: or parquet:FILE, hf:DIR, testbed:NAME or py:",
+}
 TASKS = ("classification", "regression", "embedding", "features", "causal-lm")
 
 

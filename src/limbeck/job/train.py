@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.cache import write_cache
+from limbeck.cache import StaleCache, write_cache
 from limbeck.data.augmentation import CropFlip
 from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
@@ -98,7 +99,27 @@ def cached_teacher(plan: Plan, folder: Path, live: Live, progress: Progress, cod
         "precision": "bfloat16" if plan.teacher_bfloat16 else "float32",
         **plan.data.fingerprint,
     }
-    with progress.bar("teacher signals", len(split)) as advance:
+    try:
+        _fill(plan, folder, live, loader, codec, fingerprint, progress)
+    except StaleCache:
+        if plan.settings.cache or not plan.settings.overwrite:
+            raise
+        # The run that is being replaced had another teacher or other data.
+        shutil.rmtree(folder)
+        _fill(plan, folder, live, loader, codec, fingerprint, progress)
+    return Cached(folder, expect={"teacher": live.fingerprint(), **fingerprint})
+
+
+def _fill(
+    plan: Plan,
+    folder: Path,
+    live: Live,
+    loader: TensorLoader,
+    codec: str,
+    fingerprint: Mapping[str, str],
+    progress: Progress,
+) -> None:
+    with progress.bar("teacher signals", loader.samples) as advance:
         write_cache(
             live,
             loader,
@@ -108,7 +129,6 @@ def cached_teacher(plan: Plan, folder: Path, live: Live, progress: Progress, cod
             fingerprint=fingerprint,
             progress=lambda seen, added: advance(seen),
         )
-    return Cached(folder, expect={"teacher": live.fingerprint(), **fingerprint})
 
 
 def train_student(plan: Plan, teacher: Source | None, out: Path | None, progress: Progress) -> History:
@@ -212,7 +232,7 @@ def validation(plan: Plan) -> Callable[[nn.Module], Mapping[str, float]] | None:
     return run
 
 
-def trackers(names: list[str], out: Path | None) -> Any:
+def trackers(names: Sequence[str], out: Path | None) -> Any:
     """Lightning's loggers by name; none by default, since the log is a local file."""
     from lightning.pytorch import loggers
 

@@ -188,7 +188,7 @@ def class_transport(
     mask = check_row_mask(mask, student_logits.shape[:-1])
     student = temper(hide_masked(student_logits, mask), temperature).log_softmax(dim=-1)
     teacher = temper(hide_masked(teacher_logits, mask), temperature).log_softmax(dim=-1)
-    moves = class_cost.to(student.dtype)
+    moves = class_cost.to(student)
 
     def transport(first: Tensor, second: Tensor) -> Tensor:
         plan = sinkhorn_plan(

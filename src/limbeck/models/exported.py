@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,28 +150,29 @@ def refuse_pickles(path: Path, key: str) -> None:
         UserError: it is no archive of torch.export, or holds pickled or compiled objects.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            reason = _unsafe(archive, names)
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
-        raise UserError(key, str(path), "a file of torch.export.save", str(error)) from error
+        # Torch's own reader: another one might see other entries in a file that was made to deceive it.
+        archive = torch._C.PyTorchFileReader(str(path))
+        reason = _unsafe(archive)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(key, str(path), "a file of torch.export.save", first_line(error)) from error
     if reason:
         raise UserError(key, str(path), "an archive of plain tensors; no pickle is loaded", reason)
 
 
-def _unsafe(archive: zipfile.ZipFile, names: list[str]) -> str:
-    if not any(name.endswith("/archive_format") or name == "archive_format" for name in names):
+def _unsafe(archive: Any) -> str:
+    names = [str(name) for name in archive.get_all_records()]
+    if "archive_format" not in names:
         return "it was written by an older torch; export it again"
     for name in names:
-        if "/aotinductor/" in name or name.endswith((".so", ".o", ".cpp")):
+        if "aotinductor/" in name or name.endswith((".so", ".o", ".cpp")):
             return f"it holds compiled code, {name}"
-        if name.endswith("_config.json") and ("/weights/" in name or "/constants/" in name):
-            for entry, payload in json.loads(archive.read(name)).get("config", {}).items():
+        if name.endswith("_config.json") and name.startswith(("data/weights/", "data/constants/")):
+            for entry, payload in json.loads(archive.get_record(name)).get("config", {}).items():
                 kind = str(payload.get("path_name", ""))
                 if payload.get("use_pickle") or not kind.startswith(("weight_", "tensor_")):
                     return f"{entry} is stored as an object"
         elif name.endswith(".pt"):
-            content = archive.read(name)
+            content = archive.get_record(name)
             try:
                 if content:
                     torch.load(io.BytesIO(content), weights_only=True)

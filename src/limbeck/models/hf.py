@@ -35,6 +35,7 @@ AUTO = {
     ("image", "embedding"): "AutoModel",
     ("image", "features"): "AutoModel",
 }
+_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json", "bpe.codes")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json", "pytorch_model*.bin")
 
 
@@ -204,6 +205,8 @@ def _model(
 
 
 def _encoder(folder: Path, wanted: Wanted) -> Network:
+    if not _has_tokenizer(folder):
+        raise UserError(wanted.key, wanted.reference, "a folder with a tokenizer (tokenizer.json)", "it holds none")
     try:
         encoder = SentenceEncoder.from_folder(folder, dtype=torch.float32)
     except UserError:
@@ -219,12 +222,20 @@ def _encoder(folder: Path, wanted: Wanted) -> Network:
     return encoder_network(encoder)
 
 
+def _has_tokenizer(folder: Path) -> bool:
+    # Without any of these transformers makes an empty tokenizer of the network's kind, and says nothing.
+    return any(any(folder.glob(pattern)) for pattern in _VOCABULARIES)
+
+
 def _tokenizer(transformers: Any, folder: Path, wanted: Wanted) -> Any:
+    borrowed = wanted.teacher.tokenizer if wanted.teacher is not None else None
+    if not _has_tokenizer(folder):
+        if borrowed is not None:
+            return borrowed
+        raise UserError(wanted.key, wanted.reference, "a folder with a tokenizer (tokenizer.json)", "it holds none")
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        if wanted.teacher is not None and wanted.teacher.tokenizer is not None:
-            return wanted.teacher.tokenizer
         raise UserError(
             wanted.key, wanted.reference, "a folder with a tokenizer (tokenizer.json)", first_line(error)
         ) from error

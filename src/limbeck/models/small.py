@@ -49,7 +49,7 @@ class SmallCNN(nn.Module):
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(channels[-1], classes)
         # A training step on the CPU then takes two thirds of the time: pooling and BatchNorm run along channels.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, classes]`` of ``images`` ``[B, in_channels, size, size]``."""

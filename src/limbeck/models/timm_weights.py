@@ -89,7 +89,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], wanted: Wanted) -> list[st
     """Load weights by name. A head of other classes is left out for a student, refused for a teacher."""
     own = module.state_dict()
     head = _head_names(module)
-    left = [n for n in state if n in head and (n not in own or own[n].shape != state[n].shape)]
+    left = [n for n in state if n in head and (n not in own or _other_classes(own[n], state[n]))]
     if left and not wanted.student and wanted.task not in ("embedding", "features"):
         raise UserError(wanted.key, wanted.reference, "weights with a head for these classes", f"{left[0]} differs")
     chosen = {name: value for name, value in state.items() if name not in left}
@@ -103,6 +103,10 @@ def fill(module: nn.Module, state: dict[str, Tensor], wanted: Wanted) -> list[st
         raise UserError(f"{wanted.key} weights", given, f"the weights of {wanted.reference}")
     module.load_state_dict({name: value for name, value in chosen.items() if name in own}, strict=False)
     return [f"new at random: the head ({', '.join(left)})"] if left and set(left) & set(own) else []
+
+
+def _other_classes(own: Tensor, given: Tensor) -> bool:
+    return own.shape[1:] == given.shape[1:] and own.shape[:1] != given.shape[:1]
 
 
 def _parameters(module: nn.Module) -> set[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from limbeck.signals import SparseLogits
 
@@ -28,6 +28,13 @@ def sum_over_processes(value: Tensor) -> Tensor:
     summed = value.detach().clone()
     distributed.all_reduce(summed)
     return summed
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every process the first one's buffers: their BatchNorm statistics come from other rows."""
+    if world_size() > 1:
+        for buffer in network.buffers():
+            distributed.broadcast(buffer, src=0)
 
 
 def row_counts(rows: int, device: torch.device) -> list[int]:

@@ -170,9 +170,8 @@ def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
         hint = "between its blocks it has parts without weights, which would fall away"
         raise UserError("layers", f"the stack {path or 'itself'}", "a network with a stack of nothing but blocks", hint)
     student = copy.deepcopy(model)
-    places = modules_by_path(student)
+    _restack(modules_by_path(student)[path], wanted)
     _fit_configs(student, path, depth, wanted)
-    _restack(places[path], wanted)
     return student
 
 
@@ -197,32 +196,41 @@ _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 def _fit_configs(model: nn.Module, path: str, depth: int, wanted: list[int]) -> None:
     """Bring in line the configurations on the way to the stack and inside it; another tower's stays as it is."""
-    found: dict[int, Any] = {}
-    for name, module in modules_by_path(model).items():
-        above = not name or path == name or path.startswith(f"{name}.")
-        if (above or name.startswith(f"{path}.")) and (config := getattr(module, "config", None)) is not None:
-            found[id(config)] = config
-    fitted = [_fit_config(config, depth, wanted) for config in found.values()]
-    if hasattr(model, "save_pretrained") and found:
-        if getattr(model.config, "is_encoder_decoder", False):
-            raise UserError("layers", type(model).__name__, "a network with one stack; take its encoder or its decoder")
-        if not any(fitted):
-            allowed = f"a configuration that says {depth} in one of {', '.join(_DEPTHS)}"
-            raise UserError("layers", f"a stack of {depth} in {type(model).__name__}", allowed)
+    modules = modules_by_path(model)
+    above = [module for name, module in modules.items() if not name or path == name or path.startswith(f"{name}.")]
+    inside = [module for name, module in modules.items() if name.startswith(f"{path}.")]
+    configs = {id(module.config): module.config for module in [*above, *inside] if hasattr(module, "config")}
+    for config in configs.values():
+        _fit_config(config, depth, wanted)
+    pretrained = next((module for module in above if getattr(module, "config_class", None) is not None), None)
+    if pretrained is not None and not _opens_again(pretrained):
+        kind = f"a stack of {depth} in {type(pretrained).__name__}"
+        allowed = f"a network whose configuration says {depth} in one of {', '.join(_DEPTHS)}"
+        raise UserError("layers", kind, allowed, "of an encoder-decoder, take the encoder or the decoder")
 
 
-def _fit_config(config: Any, depth: int, wanted: list[int]) -> bool:
-    keys = [key for key in _DEPTHS if getattr(config, key, None) == depth]
+def _opens_again(model: Any) -> bool:
+    """Whether the configuration describes the network that is left."""
+    try:
+        with torch.device("meta"):
+            twin = type(model)(model.config)
+    except Exception:
+        return False
+    shapes, wanted = ({name: tensor.shape for name, tensor in m.state_dict().items()} for m in (twin, model))
+    return shapes == wanted
+
+
+def _fit_config(config: Any, depth: int, wanted: list[int]) -> None:
     lists = [
         (key, value)
         for key, value in vars(config).items()
         if key.startswith("layer") and isinstance(value, (list, tuple)) and len(value) == depth
     ]
-    for key in keys:
-        setattr(config, key, len(wanted))
+    for key in _DEPTHS:
+        if getattr(config, key, None) == depth:
+            setattr(config, key, len(wanted))
     for key, value in lists:
         setattr(config, key, type(value)(value[index] for index in wanted))
-    return bool(keys)
 
 
 @torch.no_grad()

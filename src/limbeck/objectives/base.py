@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
@@ -222,3 +223,15 @@ LossFunction = Callable[..., Tensor]
 def is_batchwise(loss: LossFunction) -> bool:
     """Whether a loss of :mod:`limbeck.losses` compares the rows of a batch with each other, as its docstring says."""
     return "Batch-wise: yes" in (loss.__doc__ or "")
+
+
+def check_options(name: str, loss: LossFunction, options: Iterable[str]) -> None:
+    """Refuse an option that the loss does not take, when the objective is made and not at its first batch."""
+    parameters = list(inspect.signature(loss).parameters.values())
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    # The first two are the student's signal and the teacher's.
+    allowed = [parameter.name for parameter in parameters[2:]]
+    for option in options:
+        if option not in allowed:
+            raise UserError(f"{name} option", option, allowed)

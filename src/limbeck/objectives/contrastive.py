@@ -6,7 +6,7 @@ from torch import Tensor
 
 from limbeck import losses
 from limbeck.objectives.base import Needs, Objective, row_options
-from limbeck.signals import Batch, Signals
+from limbeck.signals import Batch, Signals, dense
 
 
 class InfoNCE(Objective):
@@ -20,6 +20,6 @@ class InfoNCE(Objective):
         self.needs = Needs(student=(query, document))
 
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        queries, documents = (student[name] for name in self.needs.student)
+        queries, documents = (dense(student, name) for name in self.needs.student)
         options = {"temperature": self.temperature, "symmetric": True, "ids": batch.get("id"), **row_options(batch)}
         return {"info_nce": losses.info_nce(queries, documents, **options)}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from limbeck import losses
 from limbeck.errors import UserError
 from limbeck.nn.projectors import projector_for
-from limbeck.objectives.base import LossFunction, Needs, Objective, row_options
-from limbeck.signals import Batch, Signals
+from limbeck.objectives.base import LossFunction, Needs, Objective, check_options, is_batchwise, row_options
+from limbeck.schedules import Schedule
+from limbeck.signals import Batch, Signals, dense
 
 
 class FeatureObjective(Objective):
@@ -20,8 +22,11 @@ class FeatureObjective(Objective):
         loss: a function of :mod:`limbeck.losses` that takes ``(student_features, teacher_features, **options)``.
         name: the term's name in logs.
         student, teacher: names of the signals, usually taps.
-        projector: ``auto`` makes one in :meth:`build` where the shapes differ, ``none`` never; or a module of your
-            own. It is trained with the student and falls away afterwards.
+        projector: ``auto`` makes one in :meth:`build` where the shapes differ, ``none`` leaves differing shapes to the
+            loss; or a module of your own. It is trained with the student and falls away afterwards.
+        per_sample: whether the loss has one value per sample, as batch-wise losses and ``attention_transfer`` have, or
+            one per feature vector inside it; found out for batch-wise ones. A mask or weight of samples then counts
+            for all their feature vectors; one of tokens is left out where the feature has none.
         options: keyword arguments of the loss.
     """
 
@@ -33,36 +38,58 @@ class FeatureObjective(Objective):
         student: str = "embedding",
         teacher: str = "embedding",
         projector: str | nn.Module = "auto",
+        per_sample: bool | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         if isinstance(projector, str) and projector not in ("auto", "none"):
             raise UserError("projector", projector, ("auto", "none", "a module"))
+        check_options(name, loss, options)
         self.loss, self.name, self.options = loss, name, options
         self.projector: nn.Module | None = projector if isinstance(projector, nn.Module) else None
         self._auto = projector == "auto"
+        self.batchwise = self.batchwise or is_batchwise(loss)
+        self.per_sample = self.batchwise if per_sample is None else per_sample
         self.needs = Needs(student=student, teacher=teacher)
 
     def build(self, student: Signals, teacher: Signals) -> None:
-        ours, theirs = student[self.needs.student[0]], teacher[self.needs.teacher[0]]
-        if self._auto and self.projector is None and isinstance(theirs, Tensor) and ours.shape != theirs.shape:
-            self.projector = projector_for(ours.shape, theirs.shape).to(ours.device)
+        ours, theirs = dense(student, self.needs.student[0]), dense(teacher, self.needs.teacher[0])
+        if self._auto and self.projector is None and ours.shape != theirs.shape:
+            self.projector = projector_for(ours.shape, theirs.shape).to(ours.device, ours.dtype)
 
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        ours, theirs = student[self.needs.student[0]], teacher[self.needs.teacher[0]]
+        ours, theirs = dense(student, self.needs.student[0]), dense(teacher, self.needs.teacher[0])
         if self.projector is not None:
             ours = self.projector(ours)
-        if ours.shape != theirs.shape:
+        if self._auto and ours.shape != theirs.shape:
             raise UserError(
                 f"{self.name} shapes",
                 f"student {list(ours.shape)}, teacher {list(theirs.shape)}",
                 "equal shapes",
                 "call distiller.build(batch) before training to insert a projector, or give projector=",
             )
-        rows = row_options(batch)
-        # Samples may be masked or weighed as a whole while a feature has rows inside each sample.
-        rows = {key: value for key, value in rows.items() if key == "denominator" or value.shape == ours.shape[:-1]}
-        return {self.name: self.loss(ours, theirs, **self.options, **rows)}
+        options = {
+            key: self.now(value) if isinstance(value, Schedule) else value for key, value in self.options.items()
+        }
+        return {self.name: self.loss(ours, theirs, **options, **self._row_options(ours, batch))}
+
+    def _row_options(self, features: Tensor, batch: Batch) -> dict[str, Any]:
+        axis = int(self.options.get("axis", -1)) % features.dim()
+        rows = features.shape[:1] if self.per_sample else features.shape[:axis] + features.shape[axis + 1 :]
+        given = row_options(batch)
+        fitted = {key: _fit_rows(key, value, rows) for key, value in given.items() if key != "denominator"}
+        if "denominator" in given:
+            fitted["denominator"] = given["denominator"]
+        return {key: value for key, value in fitted.items() if value is not None}
+
+
+def _fit_rows(key: str, value: Tensor, rows: torch.Size) -> Tensor | None:
+    """A batch's mask or weight in the shape of a feature's rows."""
+    if value.dim() > len(rows):
+        return None
+    if value.shape != rows[: value.dim()]:
+        raise UserError(key, f"shape {list(value.shape)}", f"the first axes of the feature's rows, {list(rows)}")
+    return value.reshape(*value.shape, *[1] * (len(rows) - value.dim()))
 
 
 class Cosine(FeatureObjective):
@@ -82,13 +109,7 @@ class FeatureMSE(FeatureObjective):
 class SimilarityDistribution(FeatureObjective):
     """KL between the rows of the batch's similarity matrices, teacher's and student's; needs no projector."""
 
-    batchwise = True
-
     def __init__(self, temperature: float = 0.05, **options: Any) -> None:
         super().__init__(
             losses.similarity_distribution, name="similarity", projector="none", temperature=temperature, **options
         )
-
-    def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        ours, theirs = student[self.needs.student[0]], teacher[self.needs.teacher[0]]
-        return {self.name: self.loss(ours, theirs, **self.options, **row_options(batch))}

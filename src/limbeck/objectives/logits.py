@@ -8,9 +8,9 @@ from torch import Tensor
 
 from limbeck import losses
 from limbeck.errors import UserError
-from limbeck.objectives.base import LossFunction, Needs, Objective, row_options
+from limbeck.objectives.base import LossFunction, Needs, Objective, check_options, is_batchwise, row_options
 from limbeck.schedules import Schedule
-from limbeck.signals import Batch, Signals
+from limbeck.signals import Batch, Signals, dense
 
 
 class LogitObjective(Objective):
@@ -35,11 +35,13 @@ class LogitObjective(Objective):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_options(name, loss, options)
         self.loss, self.name, self.options = loss, name, options
+        self.batchwise = is_batchwise(loss)
         self.needs = Needs(student=student, teacher=teacher, target=with_target)
 
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        ours, theirs = student[self.needs.student[0]], teacher[self.needs.teacher[0]]
+        ours, theirs = dense(student, self.needs.student[0]), teacher[self.needs.teacher[0]]
         if isinstance(theirs, Tensor) and ours.shape != theirs.shape:
             raise UserError(
                 f"{self.name} shapes",
@@ -59,14 +61,14 @@ class LogitObjective(Objective):
 class KL(LogitObjective):
     """KL(teacher || student) at a temperature, times its square (Hinton et al., 2015)."""
 
-    def __init__(self, temperature: float | Schedule = 1.0, *, scale: str = "squared", **names: str) -> None:
+    def __init__(self, temperature: float | Schedule = 1.0, *, scale: str = "squared", **names: Any) -> None:
         super().__init__(losses.forward_kl, name="kl", temperature=temperature, scale=scale, **names)
 
 
 class ReverseKL(LogitObjective):
     """KL(student || teacher): the student commits to the teacher's modes."""
 
-    def __init__(self, temperature: float | Schedule = 1.0, *, scale: str = "squared", **names: str) -> None:
+    def __init__(self, temperature: float | Schedule = 1.0, *, scale: str = "squared", **names: Any) -> None:
         super().__init__(losses.reverse_kl, name="reverse_kl", temperature=temperature, scale=scale, **names)
 
 
@@ -74,7 +76,7 @@ class JensenShannon(LogitObjective):
     """Generalised Jensen-Shannon divergence with weight ``beta`` (0.5: symmetric)."""
 
     def __init__(
-        self, beta: float = 0.5, temperature: float | Schedule = 1.0, *, scale: str = "squared", **names: str
+        self, beta: float = 0.5, temperature: float | Schedule = 1.0, *, scale: str = "squared", **names: Any
     ) -> None:
         super().__init__(
             losses.jensen_shannon, name="jensen_shannon", beta=beta, temperature=temperature, scale=scale, **names
@@ -85,7 +87,7 @@ class DKD(LogitObjective):
     """Decoupled knowledge distillation (Zhao et al., 2022): target and non-target parts weighed apart."""
 
     def __init__(
-        self, alpha: float = 1.0, beta: float = 8.0, temperature: float | Schedule = 4.0, **names: str
+        self, alpha: float = 1.0, beta: float = 8.0, temperature: float | Schedule = 4.0, **names: Any
     ) -> None:
         super().__init__(
             losses.decoupled_kd, name="dkd", with_target=True, alpha=alpha, beta=beta, temperature=temperature, **names
@@ -95,14 +97,12 @@ class DKD(LogitObjective):
 class DIST(LogitObjective):
     """DIST (Huang et al., 2022): Pearson correlation between and within classes; the batch counts as a whole."""
 
-    batchwise = True
-
     def __init__(
         self,
         inter_weight: float = 2.0,
         intra_weight: float = 2.0,
         temperature: float | Schedule = 4.0,
-        **names: str,
+        **names: Any,
     ) -> None:
         super().__init__(
             losses.dist,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from limbeck import losses
+from limbeck.errors import UserError
 from limbeck.objectives.base import Needs, Objective, row_options
-from limbeck.signals import Batch, Signals
+from limbeck.signals import Batch, Signals, dense
 
 
 class CrossEntropy(Objective):
@@ -18,7 +19,7 @@ class CrossEntropy(Objective):
         self.needs = Needs(student=student, target=True)
 
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        logits = student[self.needs.student[0]]
+        logits = dense(student, self.needs.student[0])
         return {
             "cross_entropy": losses.cross_entropy(
                 logits, batch["target"], label_smoothing=self.label_smoothing, **row_options(batch)
@@ -34,6 +35,11 @@ class TargetMSE(Objective):
         self.needs = Needs(student=student, target=True)
 
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        prediction = student[self.needs.student[0]]
-        target = batch["target"].to(prediction.dtype).reshape(prediction.shape)
+        prediction = dense(student, self.needs.student[0])
+        target = batch["target"]
+        if target.numel() != prediction.numel() or len(target) != len(prediction):
+            raise UserError("target", f"shape {list(target.shape)}", f"the prediction's, {list(prediction.shape)}")
+        # A row is a sample, also where a sample is one number.
+        prediction = prediction.unsqueeze(-1) if prediction.dim() == 1 else prediction
+        target = target.to(prediction.dtype).reshape(prediction.shape)
         return {"target_mse": losses.mse(prediction, target, **row_options(batch))}

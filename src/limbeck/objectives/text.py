@@ -55,6 +55,8 @@ def _read(node: ast.expr, text: str) -> Any:
         return _call(node.func.id, [_read(argument, text) for argument in node.args], given, text)
     if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult)):
         left, right = _read(node.left, text), _read(node.right, text)
+        if isinstance(left, str) or isinstance(right, str):
+            raise UserError("objective", text, _FORM)
         try:
             return left + right if isinstance(node.op, ast.Add) else left * right
         except TypeError:

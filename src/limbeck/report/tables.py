@@ -11,6 +11,20 @@ from rich.text import Text
 
 from limbeck.report.measures import AGREEMENT, QUALITY, SIZE, SPEED, grouped, measure
 
+__all__ = [
+    "against_teacher",
+    "best_models",
+    "format_difference",
+    "format_duration",
+    "format_interval",
+    "format_spread",
+    "format_value",
+    "is_number",
+    "measure",
+    "result_metrics",
+    "rich_table",
+]
+
 NOTHING = "–"
 _DIRECTIONS = {"count": ("fewer", "more"), "flops": ("fewer", "more"), "bytes": ("smaller", "larger")}
 

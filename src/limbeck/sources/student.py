@@ -10,6 +10,7 @@ from torch import nn
 
 from limbeck.cache.fingerprint import fingerprint_text
 from limbeck.errors import UserError
+from limbeck.nn.gather import share_buffers
 from limbeck.nn.transfer import WeightTransfer, shadow_of
 from limbeck.schedules import Schedule
 from limbeck.signals import Batch, Forward, Signals, run_network
@@ -111,6 +112,7 @@ class EMA(_Shadow):
         if self._transfer is None or self._transfer[0] is not student:
             self._transfer = (student, self._transfer_of(student))
         self._transfer[1](count / self.steps)
+        share_buffers(self.model)
 
 
 class Snapshot(_Shadow):
@@ -135,3 +137,4 @@ class Snapshot(_Shadow):
     def after_epoch(self, student: nn.Module, epoch: int) -> None:
         if self.every and epoch % self.every == 0:
             WeightTransfer(student, self.model)()
+            share_buffers(self.model)

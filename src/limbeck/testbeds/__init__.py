@@ -13,6 +13,7 @@ TESTBEDS = {
     "code_search": "code_search:CodeSearch",
     "digits": "digits:Digits",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
+    "manpages": "manpages:ManPages",
 }
 
 __all__ = ["TESTBEDS", "Check", "Gate", "Size", "Split", "Splits", "Testbed", "load", "testbed_class"]

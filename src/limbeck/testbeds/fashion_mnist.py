@@ -65,7 +65,7 @@ class FashionMNIST(ImageTestbed):
             train=3000,
             recipe=Recipe(epochs=30, weight_decay=0.0),
             teacher_recipe=Recipe(epochs=30, weight_decay=0.0),
-            bounds={"student_ece": (0.03, 0.2)},
+            bounds={"student_ece": (0.03, 0.2), "teacher_lead": (0.0, 1.0)},
         ),
         "peers": Regime(
             "networks that learn together: small ones, the same 3,000 images for all, drawn by seed",
@@ -86,7 +86,8 @@ class FashionMNIST(ImageTestbed):
             teacher_recipe=Recipe(epochs=30, weight_decay=0.0),
             smoke_train=600,
             drawn=True,
-            bounds={"student_ece": (0.04, 0.2)},
+            # The teacher is larger, but on so few images that need not put it ahead; the claims are on calibration.
+            bounds={"student_ece": (0.04, 0.2), "teacher_lead": (-0.05, 1.0)},
         ),
         "many_classes": Regime(
             "80 classes: ten of clothing x four rotations x two polarities; the same 20,000 images for both",

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from limbeck.data.augmentation import CropFlip
 from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
 from limbeck.data.store import cache_folder, content_hash, file_sha256, locked, written_aside
+from limbeck.signals import run_network
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Recipe:
     crop: int = 0
     flip: bool = False
     seed: int = 0
-    version: int = 1
+    version: int = 2
 
 
 def train(model: nn.Module, samples: Split, recipe: Recipe) -> nn.Module:
@@ -60,7 +61,7 @@ def train(model: nn.Module, samples: Split, recipe: Recipe) -> nn.Module:
     model.train()
     for _ in range(recipe.epochs):
         for batch in loader:
-            logits = model(batch["input"])
+            logits = run_network(model, batch)["logits"]
             loss = functional.cross_entropy(logits, batch["target"], label_smoothing=recipe.label_smoothing)
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
@@ -131,6 +132,19 @@ def kept_numbers(name: str, content: Mapping[str, Any], make: Callable[[], dict[
             with written_aside(path) as aside:
                 aside.write_text(json.dumps(figures, indent=1, sort_keys=True))
     kept: dict[str, float] = json.loads(path.read_text())
+    return kept
+
+
+def kept_tensors(name: str, content: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors made once by ``make()`` (texts as tokens, vectors of a frozen encoder) and kept under the hash of
+    ``content``."""
+    path = cache_folder("tensors") / f"{name}-{content_hash(content)[:16]}.safetensors"
+    with locked(path.stem):
+        if not path.is_file():
+            made = {key: value.contiguous() for key, value in make().items()}
+            with written_aside(path) as aside:
+                save_file(made, aside)
+    kept: dict[str, Tensor] = load_file(path)
     return kept
 
 

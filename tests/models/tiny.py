@@ -1,0 +1,111 @@
+"""Tiny networks, tokenizers and images that the reference tests are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from tokenizers import BertWordPieceTokenizer, Tokenizer, models, pre_tokenizers, trainers
+
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "lazy",
+    "dog",
+    "a",
+    "still",
+    "of",
+    "copper",
+    "good",
+    "bad",
+    "film",
+    "##s",
+    "##ed",
+]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LABELS = ["negative", "neutral", "positive"]
+TEXTS = ["a good film", "the bad film", "copper stills of the quick brown fox", "dog"]
+
+
+def word_tokenizer(words=WORDS):
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *words])}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=BertWordPieceTokenizer(vocabulary)._tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=24,
+    )
+
+
+def byte_tokenizer():
+    """Without a padding token, as many causal language models have it."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>", "<eos>"])
+    tokenizer.train_from_iterator([*TEXTS, "the quick brown fox jumps over the lazy dog"], trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", model_max_length=32
+    )
+
+
+def bert_config(layers=4, **options):
+    return transformers.BertConfig(
+        vocab_size=len(WORDS) + len(SPECIAL),
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=24,
+        **options,
+    )
+
+
+def named(labels):
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+
+def save_classifier(folder: Path, labels=LABELS, layers=4, **options) -> Path:
+    torch.manual_seed(0)
+    names = named(labels) if labels else {}
+    transformers.BertForSequenceClassification(bert_config(layers, **names, **options)).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_llama(folder: Path, padding: int = 0) -> Path:
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer) + padding,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def picture(height: int, width: int, seed: int = 0, mode: str = "RGB") -> Image.Image:
+    """Smooth random colours, so that resizing means something."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def logits(network, raw):
+    network.module.eval()
+    with torch.no_grad():
+        return network.forward(network.module, {"input": network.prepare(raw)})["logits"]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from limbeck.errors import LimbeckError, UserError
+from limbeck.losses import forward_kl
+from limbeck.sources.base import Source
+from limbeck.sources.cached import Cached
+from limbeck.sources.live import Live
+from limbeck.sources.stored import ClassVectors, Table
+from tests.sources.contract import check_source
+from tests.sources.helpers import NEEDS, Network, batch
+
+
+def table() -> Table:
+    shuffled = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    signals = Live(Network(), taps={"middle": "middle"})(batch())
+    return Table(batch()["id"][shuffled], {name: value[shuffled] for name, value in signals.items()})
+
+
+def test_the_contract_of_every_source() -> None:
+    check_source(table(), batch(), NEEDS)
+    vectors = torch.randn(5, 3)
+    signals = check_source(ClassVectors(vectors), batch(), ["embedding"])
+    assert torch.equal(signals["embedding"], vectors[batch()["target"]])
+
+
+def test_exchanging_the_source_is_one_line_and_the_same_loss(tmp_path: object) -> None:
+    live = Live(Network(), taps={"middle": "middle"})
+    student = torch.randn(12, 5, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    losses, gradients = [], []
+    sources: list[Source] = [live, table(), Cached(tmp_path / "c", live, fill=True, codec="float32")]  # type: ignore
+    for source in sources:
+        loss = forward_kl(student, source(batch(), ["logits"])["logits"], temperature=2.0)
+        (gradient,) = torch.autograd.grad(loss, student)
+        losses.append(loss.detach())
+        gradients.append(gradient)
+    for loss, gradient in zip(losses, gradients, strict=True):
+        assert torch.equal(loss, losses[0])
+        assert torch.equal(gradient, gradients[0])
+
+
+def test_ids_outside_the_table_are_named() -> None:
+    source = table()
+    with pytest.raises(UserError, match=r"batch id: given \[1, 1000\] \(2 of 3\); allowed: ids of the table"):
+        source({"id": torch.tensor([1, 3, 1000]), "input": torch.ones(3, 6)}, ["logits"])
+    with pytest.raises(UserError, match="a batch with id"):
+        source({"input": torch.ones(3, 6)}, ["logits"])
+    with pytest.raises(UserError, match="teacher signal: given embedding; allowed: logits, middle"):
+        source(batch(), ["embedding"])
+
+
+def test_bad_tables_are_refused_when_they_are_made() -> None:
+    ids = torch.arange(3)
+    with pytest.raises(UserError, match="one or more ids, each once"):
+        Table(torch.tensor([1, 1, 2]), {"logits": torch.ones(3, 2)})
+    with pytest.raises(UserError, match="one or more ids"):
+        Table(torch.tensor([], dtype=torch.int64), {})
+    with pytest.raises(UserError, match="signal logits: given 2 rows; allowed: 3, one per id"):
+        Table(ids, {"logits": torch.ones(2, 2)})
+    bad = torch.ones(3, 2)
+    bad[1, 0] = torch.nan
+    with pytest.raises(
+        LimbeckError, match=r"teacher signal logits: NaN or infinite for 1 of 3 samples, first ids \[1\]"
+    ):
+        Table(ids, {"logits": bad})
+    with pytest.raises(LimbeckError, match=r"1 of 3 rows, first rows \[1\]"):
+        ClassVectors(bad)
+    with pytest.raises(UserError, match=r"vectors: given \[3\]"):
+        ClassVectors(torch.ones(3))
+    with pytest.raises(UserError, match="class_vectors is the whole table"):
+        ClassVectors(torch.ones(3, 2), name="class_vectors")
+
+
+def test_a_table_keeps_no_graph() -> None:
+    source = Table(torch.arange(3), {"logits": torch.ones(3, 2, requires_grad=True) * 2})
+    signals = source({"id": torch.arange(2)}, ["logits"])
+    assert not signals["logits"].requires_grad
+
+
+def test_class_vectors_give_the_table_and_refuse_unknown_labels() -> None:
+    source = ClassVectors(torch.eye(5), name="soft_label")
+    assert set(source(batch())) == {"soft_label", "class_vectors"}
+    assert source(batch(), ["class_vectors"])["class_vectors"].shape == (5, 5)
+    with pytest.raises(UserError, match="target: given 0 to 5; allowed: 0 to 4"):
+        source({"id": torch.arange(2), "target": torch.tensor([0, 5])}, ["soft_label"])
+    with pytest.raises(UserError, match="a batch with target"):
+        source({"id": torch.arange(2)}, ["soft_label"])
+
+
+def test_fingerprints_follow_the_content() -> None:
+    one, two = torch.eye(3), torch.eye(3) * 2
+    ids = torch.arange(3)
+    assert Table(ids, {"a": one}).fingerprint() == Table(ids.flip(0), {"a": one.flip(0)}).fingerprint()
+    prints = {
+        Table(ids, {"a": one}).fingerprint(),
+        Table(ids, {"a": two}).fingerprint(),
+        Table(ids, {"b": one}).fingerprint(),
+        Table(ids + 1, {"a": one}).fingerprint(),
+        ClassVectors(one).fingerprint(),
+        ClassVectors(one, name="other").fingerprint(),
+    }
+    assert len(prints) == 6

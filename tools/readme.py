@@ -1,0 +1,96 @@
+"""Writes the numbers of README.md, and its picture, from the ledger.
+
+python tools/readme.py                          bring README.md and docs/demo.svg in line with the ledger
+python tools/readme.py --record demo/result.json   take a finished demo into the ledger first
+python tools/readme.py --check                  fail if README.md or the picture is stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from limbeck.report import plots
+from limbeck.report.measures import measure
+from limbeck.report.tables import against_teacher, format_value
+from limbeck.systems import registry
+
+ROOT = Path(__file__).resolve().parents[1]
+README, PICTURE, DEMO = ROOT / "README.md", ROOT / "docs" / "demo.svg", ROOT / "ledger" / "examples" / "demo.json"
+SHOWN = ("recall@10", "mrr", "cosine", "parameters", "bytes", "latency_p50_ms", "throughput")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path, help="result.json of a finished demo")
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    if options.record:
+        record(json.loads(options.record.read_text()))
+    demo = json.loads(DEMO.read_text())
+    text = filled(README.read_text(), {"demo": demo_lines(demo), "systems": systems_lines()})
+    picture = plots.quality_latency("demo", demo["models"], demo["primary_metric"])
+    if options.check:
+        if README.read_text() != text:
+            sys.exit("README.md is stale: run tools/readme.py")
+        return
+    README.write_text(text)
+    PICTURE.write_text(picture.wide if picture is not None else "")
+
+
+def record(result: dict[str, Any]) -> None:
+    """Keep of a demo what the README and a reader of the ledger need."""
+    kept = {key: result[key] for key in ("title", "task", "primary_metric", "models", "plan", "manifest", "command")}
+    wanted = ("format", "max_abs_difference", "tolerance", "bytes")
+    kept["exports"] = [{key: export[key] for key in wanted} for export in result["exports"]]
+    DEMO.parent.mkdir(parents=True, exist_ok=True)
+    DEMO.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def demo_lines(demo: dict[str, Any]) -> list[str]:
+    """The table of the demo, and its picture."""
+    models = demo["models"]
+    lines = ["| all-MiniLM-L6 on code search | " + " | ".join(models) + " | |", "|---" * (len(models) + 2) + "|"]
+    for name in SHOWN:
+        cells = " | ".join(format_value(name, values.get(name)) for values in models.values())
+        ratio = against_teacher(name, models["student"].get(name), models["teacher"].get(name))
+        lines.append(f"| {measure(name).label} | {cells} | {ratio} |")
+    machine, versions = demo["manifest"]["machine"], demo["manifest"]["versions"]
+    difference = max(export["max_abs_difference"] for export in demo["exports"])
+    minutes = demo["manifest"]["seconds"] / 60
+    return [
+        *lines, "",
+        f"Two of six layers, trained on docstrings and functions of the Python sources on the machine; all of it in "
+        f"{minutes:.1f} minutes on {machine['cores']} cores ({machine['processor']}, torch {versions['torch']}); "
+        f"the ONNX file differs by at most {difference:.0e}.", "", "![Quality against latency](docs/demo.svg)",
+    ]  # fmt: skip
+
+
+def systems_lines() -> list[str]:
+    """One row per system, with how many of its claims came out how."""
+    verdicts = ("reproduced", "not reproduced", "inconclusive")
+    lines = [f"| system | idea | {' | '.join(verdicts)} |", "|---|---|---|---|---|"]
+    for card in registry.systems():
+        counts = registry.verdicts(card.slug).values()
+        sums = [sum(entry.get(verdict, 0) for entry in counts) for verdict in verdicts]
+        page = (card.folder / "README.md").relative_to(ROOT)
+        idea = card.idea.split(". ")[0].rstrip(".")
+        lines.append(f"| [{card.slug}]({page}) | {idea} | " + " | ".join(map(str, sums)) + " |")
+    return lines
+
+
+def filled(text: str, parts: dict[str, list[str]]) -> str:
+    """The text with what stands between each pair of markers replaced."""
+    for name, lines in parts.items():
+        pattern = re.compile(rf"(<!-- {name}:[^>]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        inner = "\n".join(lines) + "\n"
+        text = pattern.sub(lambda found, inner=inner: found[1] + inner + found[2], text)
+    return text
+
+
+if __name__ == "__main__":
+    main()
