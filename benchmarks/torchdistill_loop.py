@@ -12,21 +12,22 @@ stand-ins are lent to its import, and its ``DistillationBox`` runs as it is, dri
 ``examples/torchvision/image_classification.py``, with its metric logger, its data loader and its ``KDLoss``.
 
 Alike on both sides: networks and first weights, batches and their order, CE and KL with their weights and temperature,
-AdamW with torch's fused kernel, teacher in eval mode, no worker processes, threads. Before anything is
-measured, the losses of the two sides are compared step by step. Not alike, as each library has it:
+AdamW with torch's fused kernel, teacher in eval mode, no worker processes, threads. Before anything is measured, the
+losses of the two sides are compared step by step. Not alike, as each library has it:
 
 - loading: torchdistill builds a torch ``DataLoader``, which fetches one sample at a time and collates; ours indexes
 - teacher: ``torch.no_grad()`` there, inference mode and a check for NaN here
 - log: a loss read back at every step and a check for NaN there; every tenth step here, and a learning-rate schedule
 
-Targets: torchdistill takes at least 1.2 times as long. Beside them, without a target: ``same_loader`` gives torchdistill
-our loader, so that only the loops differ; ``example_as_it_is`` leaves it what its example and sample configuration
-would do, where AdamW is not fused and the teacher stays in training mode, so that its BatchNorm moves.
+Targets: torchdistill takes at least 1.2 times as long. Beside them, without a target: ``same_loader`` gives
+torchdistill our loader, so that only the loops differ; ``example_as_it_is`` leaves it what its example and sample
+configuration would do, where AdamW is not fused and the teacher stays in training mode, so that its BatchNorm moves.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -35,6 +36,7 @@ import venv
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -78,7 +80,7 @@ class Setting:
 
 SETTINGS = {
     "image": Setting(
-        lambda: ResNetCIFAR(8, 16, CLASSES, 3), lambda: ResNetCIFAR(20, 32, CLASSES, 3), (3, 32, 32), 64, 24, 2
+        lambda: ResNetCIFAR(8, 16, CLASSES, 3), lambda: ResNetCIFAR(20, 32, CLASSES, 3), (3, 32, 32), 64, 14, 2
     ),
     "small": Setting(lambda: small_cnn("16k"), lambda: small_cnn("300k"), (1, 28, 28), 128, 44, 1),
 }
@@ -138,15 +140,9 @@ def theirs(name: str, *, same_loader: bool = False, fused: bool = True, teacher_
     device = torch.device("cpu")
     data = {"train": TensorDataset(task.inputs, task.target)}
     optimizer = {"lr": 1e-3, "weight_decay": 0.0, **({"fused": True} if fused else {})}
+    config = training(task, optimizer)
     box = get_distillation_box(
-        task.teacher,
-        task.student,
-        data,
-        training(task, optimizer),
-        device,
-        device_ids=None,
-        distributed=False,
-        lr_factor=1,
+        task.teacher, task.student, data, config, device, device_ids=None, distributed=False, lr_factor=1
     )
     if same_loader:
         box.train_data_loader = Triples(task.loader())
@@ -173,8 +169,10 @@ def theirs(name: str, *, same_loader: bool = False, fused: bool = True, teacher_
 
 def training(task: Task, optimizer: Mapping[str, Any]) -> dict[str, Any]:
     """The ``train`` part of torchdistill's sample configuration for KD on CIFAR-10, for this task."""
-    signal = {f"{side}_module_{part}": value for side in ("student", "teacher") for part, value in SIGNAL.items()}
-    loss = {**signal, "temperature": TEMPERATURE, "alpha": HARD, "reduction": "batchmean"}
+    # "." is the network itself: its logits, without a hook.
+    output = {"student_module_path": ".", "student_module_io": "output"}
+    output |= {"teacher_module_path": ".", "teacher_module_io": "output"}
+    loss = {**output, "temperature": TEMPERATURE, "alpha": HARD, "reduction": "batchmean"}
     order = torch.cat(task.loader().order(0)).tolist()
     return {
         "log_freq": 100,
@@ -192,9 +190,6 @@ def training(task: Task, optimizer: Mapping[str, Any]) -> dict[str, Any]:
             "kwargs": {"sub_terms": {"kd": {"criterion": {"key": "KDLoss", "kwargs": loss}, "weight": 1.0}}},
         },
     }
-
-
-SIGNAL = {"path": ".", "io": "output"}
 
 
 class Order(Sampler[int]):
@@ -226,11 +221,7 @@ class Triples:
 @contextmanager
 def without_torchvision() -> Iterator[list[str]]:
     """Lend inert names to torchdistill's import; gives those that were lent."""
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        pass
-    else:
+    if importlib.util.find_spec("torchvision") is not None:
         yield []
         return
     lent = {name: ModuleType(name) for name in ("torchvision", *NAMES)}
@@ -249,6 +240,10 @@ def without_torchvision() -> Iterator[list[str]]:
             del sys.modules[name]
 
 
+def seconds(side: Callable[..., Clock], name: str, **options: Any) -> float:
+    return side(name, **options).seconds
+
+
 def largest_difference(a: Clock, b: Clock) -> float:
     """Between the losses of the same steps, as a share."""
     one, other = torch.stack(a.losses), torch.stack(b.losses)
@@ -262,7 +257,7 @@ def compare(quick: bool) -> None:
     result: dict[str, Any] = {
         "torchdistill": metadata.version("torchdistill"),
         "stand_ins": lent,
-        "comparability": [line.strip("- ") for line in (__doc__ or "").split("\n\n")[3].splitlines()],
+        "comparability": [" ".join(paragraph.split()) for paragraph in (__doc__ or "").split("\n\n")[3:]],
     }
     checks = []
     variants: dict[str, dict[str, Any]] = {
@@ -279,7 +274,9 @@ def compare(quick: bool) -> None:
         result[name] = {"largest_difference_of_a_loss": difference, "threads": setting.threads}
         for variant, options in variants.items():
             repeats = 2 if quick else 11 if not options else 5
-            pair = measure_pair(lambda: theirs(name, **options).seconds, lambda: ours(name).seconds, repeats, warmup=1)
+            pair = measure_pair(
+                partial(seconds, theirs, name, **options), partial(seconds, ours, name), repeats, warmup=1
+            )
             result[name][variant] = pair.to_dict()
             print(f"{name}, {variant}: theirs / ours {pair}", flush=True)
             if not options:

@@ -2,11 +2,11 @@
 
     python benchmarks/training_step.py [--quick]
 
-Three tasks: an image classifier (ResNet on 32 x 32 colour images, CE + KL), a text classifier (transformer, CE + KL) and
-feature regression (convolutions, MSE to a wider teacher's map through a 1x1 projector). Both sides run the same networks,
-data order, optimiser and learning rates; the hand-written loop is what a careful person writes without a framework:
-teacher under inference mode, fused AdamW, no logging. The inputs are noise, since no step takes longer or shorter for
-what a picture shows. Time is that of steps, without set-up; memory is the peak of a whole process.
+Three tasks: an image classifier (ResNet on 32 x 32 colour images, CE + KL), a text classifier (transformer, CE + KL)
+and feature regression (convolutions, MSE to a wider teacher's map through a 1x1 projector). Both sides run the same
+networks, data order, optimiser and learning rates; the hand-written loop is what a careful person writes without a
+framework: teacher under inference mode, fused AdamW, no logging. The inputs are noise, since no step takes longer or
+shorter for what a picture shows. Time is that of steps, without set-up; memory is the peak of a whole process.
 Targets: at most 1.03 in time, 1.05 in peak memory.
 """
 
@@ -74,9 +74,7 @@ def ours(name: str) -> float:
     if task.features:
         taps = {"map": "stage3"}
         objective: Objective = FeatureMSE(student="map", teacher="map")
-        distiller = Distiller(
-            task.student, objective, Live(task.teacher, taps=taps), optimizer=SETTINGS, taps=taps
-        )
+        distiller = Distiller(task.student, objective, Live(task.teacher, taps=taps), optimizer=SETTINGS, taps=taps)
     else:
         objective = 0.1 * CrossEntropy() + 0.9 * KL(temperature=4)
         distiller = Distiller(task.student, objective, Live(task.teacher), optimizer=SETTINGS)

@@ -101,7 +101,9 @@ def _of_file(path: str, kinds: Mapping[str, str], command: str) -> dict[str, str
     if not isinstance(found, dict):
         kind = "nothing" if found is None else f"a {type(found).__name__}"
         raise UserError("config", path, "lines of KEY: VALUE", f"the file holds {kind}")
-    settings = {key: kind for key, kind in kinds.items() if key != "config"}
+    if "allow_py" in found or "allow-py" in found:
+        raise UserError(f"config {path}", "allow_py", "--allow-py on the command line: no file may let code run")
+    settings = {key: kind for key, kind in kinds.items() if key not in ("config", "allow_py")}
     names = {_known(str(key), settings, f"config {path}"): value for key, value in found.items()}
     return {name: _word(value, kinds[name]) for name, value in names.items()}
 

@@ -155,29 +155,31 @@ def cache(
     _print_json(write_signals(teacher, data, Path(out), task=task, codec=codec, allow_py=allow_py))
 
 
-def export(run: str, to: Literal["onnx", "pt2"] = "onnx", out: str | None = None) -> None:
+def export(run: str, to: Literal["onnx", "pt2"] = "onnx", out: str | None = None, allow_py: bool = False) -> None:
     """Export the student of a finished run, and compare the file with it on real samples.
 
     Args:
         run: the --out folder of limbeck distill.
         to: onnx or pt2.
         out: the file; RUN/student.onnx by default.
+        allow_py: let py: references run code.
     """
     from limbeck.job.finished import export_student
 
-    _print_json(export_student(Path(run), to, Path(out) if out else None))
+    _print_json(export_student(Path(run), to, Path(out) if out else None, allow_py))
 
 
-def measure(run: str, json: bool = False) -> None:
+def measure(run: str, allow_py: bool = False, json: bool = False) -> None:
     """Measure the student of a finished run again: quality, agreement, size and speed on this machine.
 
     Args:
         run: the --out folder of limbeck distill.
+        allow_py: let py: references run code.
         json: print JSON.
     """
     from limbeck.job.finished import measure_again
 
-    result = measure_again(Path(run))
+    result = measure_again(Path(run), allow_py)
     if json:
         _print_json(result)
         return

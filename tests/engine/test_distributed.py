@@ -45,9 +45,9 @@ def assert_same_run(two: dict[str, Any], one: dict[str, Any]) -> None:
     for step in (0, len(one["gradients"]) // 2 - 1, -1):
         ours, theirs = two["gradients"][step], one["gradients"][step]
         for name, gradient in theirs.items():
-            torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
     for name, tensor in one["weights"].items():
-        torch.testing.assert_close(two["weights"][name], tensor, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(two["weights"][name], tensor, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", CASES)

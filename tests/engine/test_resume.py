@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -287,7 +287,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from limbeck.errors import LimbeckError
 from tests.engine.test_resume import SOURCES, run
 from tests.engine.helpers import distiller, states
@@ -336,34 +336,32 @@ def test_a_killed_process_loses_nothing_that_was_saved(sign: signal.Signals, tmp
     assert equal(states(again), states(whole))
 
 
-@pytest.mark.parametrize("kind", ["disk full", "folder gone"])
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_gives_one_clear_error_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class Fill(Callback):
         def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
             if pl_module.steps_done == 6:
-                if kind == "disk full":
-                    size = (tmp_path / "last.ckpt").stat().st_size
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
-                else:
-                    tmp_path.rename(tmp_path.with_name("moved"))
+                size = (tmp_path / "last.ckpt").stat().st_size
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
 
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with pytest.raises(LimbeckError, match=r"cannot write .*last.ckpt: .*; what was there before is kept"):
             run(distiller(SOURCES["ema"]), tmp_path, Fill())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    if kind == "folder gone":
-        tmp_path.with_name("moved").rename(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "log.jsonl"}
     whole, again = distiller(SOURCES["ema"]), distiller(SOURCES["ema"])
     history = run(whole)
     assert same_history(run(again, tmp_path, resume=True), history)
     assert equal(states(again), states(whole))
+
+
+def test_a_trainer_s_own_checkpoints_go_where_they_should(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path / "new" / "folder", save_top_k=-1, filename="{epoch}")
+    run(distiller(SOURCES["live"]), None, keep)
+    assert len(list((tmp_path / "new" / "folder").iterdir())) == EPOCHS
 
 
 def test_checkpoints_hold_no_code(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_second_call_runs_only_what_is_missing(tmp_path: Path, marks: Path) ->
 def test_an_interrupted_run_continues(tmp_path: Path, marks: Path, pool: LocalLauncher, way: int) -> None:
     call = f"run_experiment({SLOW!r}, size='smoke', jobs=2, out={str(tmp_path / 'run')!r})"
     script = f"from limbeck.experiment import run_experiment; {call}"
-    environment = os.environ | {"TOY_SLEEP": "0.4", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"TOY_SLEEP": "2.0", "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "run").glob("*/[01].json")) and time.monotonic() < deadline:
@@ -124,7 +124,7 @@ def test_an_interrupted_run_continues(tmp_path: Path, marks: Path, pool: LocalLa
     assert 0 < len(kept) < 8
     if way == signal.SIGINT:
         assert f"{len(kept)} of 8 outcomes are kept" in said
-    time.sleep(0.8)
+    time.sleep(2.5)
     assert len(list((tmp_path / "run").glob("*/[01].json"))) == len(kept), "a worker outlived the run"
     started = len(ran(marks))
     assert started < 8

@@ -54,6 +54,10 @@ class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place, in the same folder, and renames it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with replacing(Path(path)) as aside, aside.open("wb") as file:
             torch.save(checkpoint, file)
 

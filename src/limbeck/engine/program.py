@@ -17,7 +17,7 @@ from limbeck.engine.distiller import Distiller
 from limbeck.engine.fit import History, fit
 from limbeck.engine.optimizer import OptimizerSettings
 from limbeck.errors import UserError
-from limbeck.nn.gather import is_first_process
+from limbeck.nn.gather import is_first_process, wait_for_all
 from limbeck.objectives.base import Objective
 from limbeck.signals import Forward, run_network
 from limbeck.sources import Source
@@ -133,6 +133,7 @@ def _run_phase(
         # Written last: its presence says that the phase is complete.
         with replacing(folder / "done.json") as aside:
             aside.write_text(json.dumps(vars(history)))
+    wait_for_all()
     return history
 
 

@@ -23,10 +23,11 @@ from limbeck.taps import Taps
 
 @dataclass
 class Assessment:
-    """Quality of one network, with the signals it was computed from."""
+    """Quality of one network, with the signals it was computed from, and of a classifier how reliable it is."""
 
     quality: dict[str, float]
     signals: dict[str, Tensor] = field(default_factory=dict)
+    reliability: dict[str, list[float]] = field(default_factory=dict)
 
 
 def assess(plan: Plan, network: Network, part: str) -> Assessment:
@@ -37,14 +38,18 @@ def assess(plan: Plan, network: Network, part: str) -> Assessment:
     taps = plan.teacher_taps if network is plan.teacher else plan.student_taps
     signals = predict(plan, network, split.input, taps if plan.task == "features" else {})
     quality: dict[str, float] = {}
+    reliability: dict[str, list[float]] = {}
     if plan.task == "classification" and split.target is not None:
         quality = measure.classification(signals["logits"], split.target)
+        bins = measure.reliability(signals["logits"], split.target, bins=10)
+        reliability = {key: [getattr(part, key) for part in bins] for key in ("confidence", "accuracy")}
+        reliability["share"] = [part.count / len(split) for part in bins]
     elif plan.task == "regression" and split.target is not None:
         quality = measure.regression(signals["logits"].reshape(split.target.shape), split.target.float())
     elif plan.task == "embedding" and part in (plan.data.pairs or {}):
         queries, documents = (plan.data.pairs or {})[part]
         quality = measure.retrieval(_embed(plan, network, queries), _embed(plan, network, documents))
-    return Assessment(quality, signals)
+    return Assessment(quality, signals, reliability)
 
 
 def predict(plan: Plan, network: Network, inputs: Any, taps: Mapping[str, str]) -> dict[str, Tensor]:
@@ -52,7 +57,7 @@ def predict(plan: Plan, network: Network, inputs: Any, taps: Mapping[str, str]) 
     count = len(inputs)
     order = torch.arange(count)
     if plan.data.modality == "text":
-        order = torch.tensor([len(text) for text in inputs]).argsort(descending=True, stable=True)
+        order = text_lengths(inputs).argsort(descending=True, stable=True)
     parts: dict[str, list[Tensor]] = {}
     device = next(network.module.parameters(), torch.empty(0)).device
     reader = Taps(network.module, taps)
@@ -69,6 +74,11 @@ def predict(plan: Plan, network: Network, inputs: Any, taps: Mapping[str, str]) 
         reader.close()
     back = torch.argsort(order)
     return {name: torch.cat(values)[back].clone() for name, values in parts.items()}
+
+
+def text_lengths(texts: Any) -> Tensor:
+    """Letters of every text, or of both texts of every pair."""
+    return torch.tensor([len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts])
 
 
 def _embed(plan: Plan, network: Network, texts: Any) -> Tensor:
@@ -110,7 +120,7 @@ def costs(plan: Plan, networks: Mapping[str, Network], seconds: float = 6.0) -> 
     inputs: Any = plan.data.splits.test.input
     if plan.data.modality == "text":
         # Texts of usual length and longer: the first ones of a file may be its shortest.
-        order = torch.tensor([len(text) for text in inputs]).argsort(stable=True)
+        order = text_lengths(inputs).argsort(stable=True)
         chosen: Any = take(inputs, order[len(inputs) // 2 :])
     else:
         chosen = inputs

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from limbeck.errors import UserError
+from limbeck.errors import UserError, first_line
 from limbeck.experiment.ledger import environment
 from limbeck.export import export
 from limbeck.job.assess import assess, costs, fidelity
+from limbeck.job.output import read_settings, write_text
 from limbeck.job.plan import Plan, example_inputs, make_plan
 from limbeck.job.settings import Settings
 from limbeck.models.network import Network
@@ -23,13 +21,10 @@ from limbeck.report.job_report import write_job_report
 from limbeck.systems import registry
 
 
-def reopen(out: Path) -> tuple[Plan, Network]:
+def reopen(out: Path, allow_py: bool = False) -> tuple[Plan, Network]:
     """The plan of a finished run, and its trained student, opened from the folder that the run left."""
-    if not (out / "config.yaml").is_file():
-        raise UserError("run", str(out), "the --out folder of limbeck distill", "config.yaml is missing")
-    given = yaml.safe_load((out / "config.yaml").read_text())
-    known = {field.name for field in fields(Settings)}
-    settings = Settings(**{key: value for key, value in given.items() if key in known})
+    read_result(out)
+    settings = read_settings(out, allow_py)
     for key in ("teacher", "student", "data"):
         if str(getattr(settings, key)).startswith("<"):
             raise UserError(key, getattr(settings, key), "a reference", "this run was given objects from Python")
@@ -51,9 +46,9 @@ def trained_student(plan: Plan, folder: Path) -> Network:
     )  # fmt: skip
 
 
-def measure_again(out: Path) -> dict[str, Any]:
+def measure_again(out: Path, allow_py: bool = False) -> dict[str, Any]:
     """Quality, agreement and cost of teacher and student, measured anew on this machine."""
-    plan, student = reopen(out)
+    plan, student = reopen(out, allow_py)
     teacher_says, student_says = assess(plan, plan.teacher, "test"), assess(plan, student, "test")
     cost = costs(plan, {"teacher": plan.teacher, "student": student})
     models = {
@@ -69,18 +64,44 @@ def measure_again(out: Path) -> dict[str, Any]:
     }
 
 
-def export_student(out: Path, to: str, file: Path | None) -> dict[str, Any]:
+def export_student(out: Path, to: str, file: Path | None, allow_py: bool = False) -> dict[str, Any]:
     """Export the student of a finished run, compared with it on real samples."""
-    plan, student = reopen(out)
+    plan, student = reopen(out, allow_py)
     samples = example_inputs(student, plan.data.splits.test.input, 16)
     report = export(student.module, samples, file or out / f"student.{to}", to=to)  # type: ignore[arg-type]
     return report.to_dict()
 
 
+def go_on(settings: Settings) -> dict[str, Any]:
+    """A finished run asked to go on: only the exports that it lacks are made."""
+    out = Path(settings.out)
+    result = read_result(out)
+    made = {report["format"] for report in result["exports"]}
+    missing = [form for form in dict.fromkeys(settings.export) if form not in made]
+    if missing:
+        result["exports"] += [export_student(out, form, None, settings.allow_py) for form in missing]
+        write_job_report(result, out / "report.html")
+        write_text(out / "result.json", json.dumps(result, indent=1))
+    return result
+
+
+def read_result(out: Path) -> dict[str, Any]:
+    """The result of a finished run."""
+    path = out / "result.json"
+    if not path.is_file():
+        hint = f"{path.name} is missing: the run is not finished" if (out / "config.yaml").is_file() else ""
+        raise UserError("run", str(out), "the --out folder of a finished limbeck distill", hint)
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError("run", str(path), "a result as limbeck distill writes it", first_line(error)) from None
+    return result
+
+
 def write_report(out: Path) -> Path:
     """Write the report of a finished job or experiment again from its stored results."""
     if (out / "result.json").is_file():
-        return write_job_report(json.loads((out / "result.json").read_text()), out / "report.html")
+        return write_job_report(read_result(out), out / "report.html")
     if (out / "entry.json").is_file():
         entry = json.loads((out / "entry.json").read_text())
         module = json.loads((out / "run.json").read_text())["experiment"].partition(":")[0].split(".")

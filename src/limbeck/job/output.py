@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from limbeck.errors import UserError, first_line
 from limbeck.experiment.ledger import environment
 from limbeck.job.plan import Plan
 from limbeck.job.progress import Progress
@@ -21,6 +23,8 @@ from limbeck.report.job_report import write_job_report
 from limbeck.report.measures import measure
 from limbeck.report.tables import against_teacher, format_value, rich_table
 
+#: What may change when a run goes on.
+_FREE = ("out", "export", "logger", "allow_py", "resume", "overwrite", "dry_run")
 _MADE = ("result.json", "report.html", "config.yaml", "student", "training", "baseline")
 
 
@@ -41,6 +45,15 @@ def fresh_folder(path: Path) -> Path:
     return path
 
 
+def refuse_foreign(out: Path) -> None:
+    """Make sure that nothing of somebody else's is replaced."""
+    made = [name for name in _MADE if (out / name).exists()]
+    config = out / "config.yaml"
+    ours = config.is_file() and config.read_text(encoding="utf-8", errors="replace").startswith("teacher:")
+    if made and not ours:
+        raise UserError("out", str(out), "a new folder", f"its {', '.join(made)} are not of limbeck distill")
+
+
 def clear(out: Path) -> None:
     """Remove what an earlier run made, but for the teacher's cache, which checks by itself whether it still holds."""
     for name in (*_MADE, *(f"student.{form}" for form in ("onnx", "pt2"))):
@@ -53,8 +66,38 @@ def clear(out: Path) -> None:
 
 def write_settings(out: Path, settings: Settings) -> None:
     """The resolved configuration, which ``limbeck distill --config`` reads again."""
-    plain = {key: value for key, value in settings.plain().items() if key not in ("resume", "dry_run", "overwrite")}
+    # What may run code is allowed anew each time, by whoever runs it.
+    left_out = ("resume", "dry_run", "overwrite", "allow_py")
+    plain = {key: value for key, value in settings.plain().items() if key not in left_out}
     write_text(out / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
+
+
+def read_settings(out: Path, allow_py: bool = False) -> Settings:
+    """The configuration that a run in ``out`` was begun with."""
+    path = out / "config.yaml"
+    if not path.is_file():
+        raise UserError("run", str(out), "the --out folder of limbeck distill", f"{path.name} is missing")
+    known = {field.name for field in dataclasses.fields(Settings)}
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in given.items() if key in known}
+        return Settings(**{**kept, "out": str(out), "allow_py": allow_py})
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError("run", str(path), "settings as limbeck distill writes them", first_line(error)) from None
+
+
+def continued(settings: Settings) -> Settings:
+    """The settings of a run that goes on: those it was begun with, for with others it would be another run."""
+    begun = read_settings(Path(settings.out))
+    usual = Settings()
+    for key in (field.name for field in dataclasses.fields(Settings) if field.name not in _FREE):
+        given, first = getattr(settings, key), getattr(begun, key)
+        if str(first).startswith("<"):
+            # An object from Python has to be given again.
+            setattr(begun, key, given)
+        elif given not in (first, getattr(usual, key)):
+            raise UserError(key, given, str(first), "a resumed run keeps its settings; --overwrite begins anew")
+    return dataclasses.replace(begun, **{key: getattr(settings, key) for key in _FREE})
 
 
 def show_plan(plan: Plan, progress: Progress) -> None:
@@ -71,7 +114,7 @@ def show_plan(plan: Plan, progress: Progress) -> None:
 def result_of(
     plan: Plan,
     models: dict[str, dict[str, float]],
-    curves: dict[str, Any],
+    pictures: dict[str, Any],
     exports: list[dict[str, Any]],
     fingerprint: str,
     seconds: float,
@@ -82,7 +125,7 @@ def result_of(
         "task": plan.task,
         "primary_metric": plan.primary[0],
         "models": models,
-        "curves": curves,
+        **pictures,
         "plan": [choice.plain() for choice in plan.choices],
         "exports": exports,
         "manifest": {
@@ -95,7 +138,6 @@ def result_of(
             **environment(),
         },
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "notes": list(plan.data.notes),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,9 +69,21 @@ class Plan:
     choices: list[Choice] = field(default_factory=list)
 
     @property
+    def drops_last(self) -> bool:
+        """Whether an epoch leaves out a last batch of one sample, which has no batch statistics."""
+        return len(self.data.splits.train) % self.batch_size == 1 < self.batch_size
+
+    @property
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
-        return self.epochs * math.ceil(len(self.data.splits.train) / self.batch_size)
+        return self.epochs * (math.ceil(len(self.data.splits.train) / self.batch_size) - self.drops_last)
+
+    @property
+    def validates(self) -> bool:
+        """Whether held-out samples say how good a student is after every epoch."""
+        if self.task in ("classification", "regression"):
+            return self.data.splits.validation.target is not None
+        return self.task == "causal-lm" or (self.task == "embedding" and "validation" in (self.data.pairs or {}))
 
     @property
     def primary(self) -> tuple[str, bool]:
@@ -87,96 +99,93 @@ def make_plan(settings: Settings) -> Plan:
     Everything that can be known to be wrong is refused here, before any long work.
     """
     settings.check()
-    choices: list[Choice] = []
-    choose = _Chooser(choices)
+    choose = _Chooser()
     data = as_data(settings, load_data)
-    task, why = _task(settings, data)
-    choose("task", task, why, settings.task)
+    task = choose("task", settings.task, _task, data)
     teacher = as_network(settings, "teacher", task, data)
     labels = data.labels or teacher.labels
     student = as_network(settings, "student", task, data, teacher=teacher, labels=labels)
-    for note in data.notes:
-        choices.append(Choice("data", data.name, note))
-    _check_fit(task, teacher, student, data, choices)
-
-    text, why = _objective(task, teacher, student, data)
-    objective = parse_objective(settings.objective or text)
-    choose("objective", settings.objective or text, why, settings.objective)
+    choose.note("data", data.notes)
+    choose.note("teacher", teacher.notes)
+    choose.note("student", [note for note in student.notes if note not in teacher.notes])
+    choose.note("matched", _check_fit(task, teacher, student, data))
+    objective = parse_objective(choose("objective", settings.objective, _objective, task, teacher, student, data))
     student_taps, teacher_taps = _taps(task, settings, choose)
-    batch_size, why = _batch_size(data, settings)
-    choose("batch_size", batch_size, why, settings.batch_size)
-    pretrained = student.pretrained
-    lr, why = _learning_rate(student, settings)
-    choose("lr", lr, why, settings.lr)
-    epochs, why = _epochs(len(data.splits.train), pretrained, settings)
-    choose("epochs", epochs, why, settings.epochs)
-    augment, why = _augment(data, task, pretrained, settings)
-    choose("augment", augment, why, settings.augment)
-    cached, why = _cached(task, augment, epochs, objective, settings)
-    choose("teacher signals", "cached" if cached else "live", why, settings.cache)
-    baseline, why = _baseline(task, data, settings)
-    choose("baseline", baseline, why, None if settings.baseline == "auto" else settings.baseline)
-    precision, why = _precision(settings, student)
-    choose("precision", precision, why, None if settings.precision == "auto" else settings.precision)
-    bfloat16, why = _teacher_precision(settings, teacher, cached)
-    given = None if settings.teacher_precision == "auto" else settings.teacher_precision
-    choose("teacher precision", "bfloat16" if bfloat16 else "float32", why, given)
+    batch_size = choose("batch_size", settings.batch_size, _batch_size, data)
+    lr = choose("lr", settings.lr, _learning_rate, student)
+    epochs = choose("epochs", settings.epochs, _epochs, len(data.splits.train), student)
+    augment = choose("augment", _checked_augment(settings, data), _augment)
+    live = "live" if settings.cache == "off" else None
+    signals = choose("teacher signals", live, _signals, task, augment, epochs, objective, settings)
+    baseline = choose("baseline", _unless_auto(settings.baseline), _baseline, task, data)
+    if baseline == "trained" and not _can_train_alone(task, data):
+        raise UserError("baseline", "trained", ("untrained", "none"), "the data have no targets to train on alone")
+    precision = choose("precision", _unless_auto(settings.precision), _precision, student)
+    teaching = choose("teacher precision", _unless_auto(settings.teacher_precision), _teacher_precision, teacher)
     optimizer = OptimizerSettings(settings.optimizer, lr, settings.weight_decay, settings.schedule, settings.warmup)
-    return Plan(
-        settings,
-        task,
-        teacher,
-        student,
-        data,
-        objective,
-        optimizer,
-        batch_size,
-        epochs,
-        cached,
-        augment,
-        baseline,
-        precision,
-        bfloat16,
-        student_taps,
-        teacher_taps,
-        choices,
-    )
+    plan = Plan(
+        settings, task, teacher, student, data, objective, optimizer, min(batch_size, len(data.splits.train)), epochs,
+        signals == "cached", augment, baseline, precision, teaching == "bfloat16", student_taps, teacher_taps,
+        choose.choices,
+    )  # fmt: skip
+    if settings.select == "best" and not plan.validates:
+        raise UserError("select", "best", "last", f"{task} on these data has no validation measure")
+    return plan
 
 
 class _Chooser:
-    def __init__(self, choices: list[Choice]) -> None:
-        self.choices = choices
+    """Takes what the user said, or else decides; writes down both with the reason."""
 
-    def __call__(self, key: str, value: object, reason: str, given: object = None) -> None:
-        self.choices.append(Choice(key, str(value), "as given" if given is not None else reason))
+    def __init__(self) -> None:
+        self.choices: list[Choice] = []
+
+    def __call__(self, key: str, given: Any, decide: Callable[..., tuple[Any, str]], *known: object) -> Any:
+        value, reason = (given, "as given") if given is not None else decide(*known)
+        shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+        self.choices.append(Choice(key, shown, reason))
+        return value
+
+    def note(self, key: str, notes: Iterable[str]) -> None:
+        self.choices += [Choice(key, "", note) for note in notes if note]
 
 
-def _task(settings: Settings, data: DataSet) -> tuple[str, str]:
-    if settings.task is not None:
-        return settings.task, "as given"
+def _unless_auto(value: str) -> str | None:
+    return None if value == "auto" else value
+
+
+def _task(data: DataSet) -> tuple[str, str]:
     if data.task is None:
         raise UserError("task", "not given, and the data leave it open", ", ".join(PRIMARY))
     return data.task, data.task_reason
 
 
-def _check_fit(task: str, teacher: Network, student: Network, data: DataSet, choices: list[Choice]) -> None:
+def _check_fit(task: str, teacher: Network, student: Network, data: DataSet) -> list[str]:
+    """Refuse networks and data that cannot work together; notes on what was made to fit."""
     roles = {"teacher": teacher, "student": student}
     for role, network in roles.items():
         if data.modality != network.modality and "tensor" not in (data.modality, network.modality):
             raise UserError(role, f"a network for {network.modality}s", f"one for the data's {data.modality}s")
     if len(data.splits.train) < 2:
         raise UserError("data", f"{len(data.splits.train)} training samples", "at least 2")
-    notes = []
-    if task == "classification":
-        names = data.labels if data.labels is not None else data.num_classes
-        notes = [compare_labels(network, names, key=f"{role} labels") for role, network in roles.items()]
-    if task == "causal-lm":
-        notes = [compare_tokenizers(teacher, student)]
-    choices += [
-        Choice("labels" if task == "classification" else "tokenizer", "matched", note) for note in notes if note
-    ]
     if not any(parameter.requires_grad for parameter in student.module.parameters()):
         raise UserError("student", student.reference, "a network with trainable weights", "pt2 files can only teach")
+    if task == "classification":
+        _check_targets(data)
+        names = data.labels if data.labels is not None else data.num_classes
+        found = {role: compare_labels(network, names, key=f"{role} labels") for role, network in roles.items()}
+        return [f"{role}: {note}" for role, note in found.items() if note]
+    return [compare_tokenizers(teacher, student)] if task == "causal-lm" else []
+
+
+def _check_targets(data: DataSet) -> None:
+    for part in ("train", "validation", "test"):
+        target = getattr(data.splits, part).target
+        if target is None or data.num_classes is None or not len(target):
+            continue
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= data.num_classes:
+            allowed = f"class numbers 0 to {data.num_classes - 1}"
+            raise UserError(f"data labels of {part}", low if low < 0 else high, allowed)
 
 
 def _objective(task: str, teacher: Network, student: Network, data: DataSet) -> tuple[str, str]:
@@ -203,20 +212,13 @@ def _objective(task: str, teacher: Network, student: Network, data: DataSet) -> 
 def _taps(task: str, settings: Settings, choose: _Chooser) -> tuple[dict[str, str], dict[str, str]]:
     student, teacher = dict(settings.student_taps), dict(settings.teacher_taps)
     if task == "features":
-        for taps in (student, teacher):
-            taps.setdefault("embedding", "last_stage")
-        choose(
-            "taps",
-            f"{student['embedding']} / {teacher['embedding']}",
-            "the end of each network's stack of blocks",
-            settings.student_taps or None,
-        )
+        why = "the end of each network's stack of blocks"
+        for role, taps in (("student", student), ("teacher", teacher)):
+            taps["embedding"] = choose(f"{role} tap", taps.get("embedding"), lambda: ("last_stage", why))
     return student, teacher
 
 
-def _batch_size(data: DataSet, settings: Settings) -> tuple[int, str]:
-    if settings.batch_size is not None:
-        return min(settings.batch_size, len(data.splits.train)), "as given"
+def _batch_size(data: DataSet) -> tuple[int, str]:
     usual = 32 if data.modality == "text" else 64
     few = max(1, len(data.splits.train) // 10)
     if few < usual:
@@ -224,48 +226,44 @@ def _batch_size(data: DataSet, settings: Settings) -> tuple[int, str]:
     return usual, f"a usual size for {data.modality}s"
 
 
-def _learning_rate(student: Network, settings: Settings) -> tuple[float, str]:
-    if settings.lr is not None:
-        return settings.lr, "as given"
+def _learning_rate(student: Network) -> tuple[float, str]:
     if student.pretrained:
         large = parameters(student.module)["parameters"] > 50_000_000
         return (1e-4 if large else 5e-4), "pretrained weights that have to find together again"
     return 2e-3, "weights that start from chance"
 
 
-def _epochs(samples: int, pretrained: bool, settings: Settings) -> tuple[int, str]:
-    if settings.epochs is not None:
-        return settings.epochs, "as given"
-    wanted = _SAMPLES["pretrained" if pretrained else "new"]
+def _epochs(samples: int, student: Network) -> tuple[int, str]:
+    wanted = _SAMPLES["pretrained" if student.pretrained else "new"]
     epochs = max(2, min(100, round(wanted / samples)))
     return epochs, f"about {wanted:,} presentations of {samples:,} samples"
 
 
-def _augment(data: DataSet, task: str, pretrained: bool, settings: Settings) -> tuple[bool, str]:
-    if settings.augment is not None:
-        if settings.augment and data.modality != "image":
-            raise UserError("augment", True, "images only", f"these data are {data.modality}s")
-        return settings.augment, "as given"
+def _checked_augment(settings: Settings, data: DataSet) -> bool | None:
+    if settings.augment and data.modality != "image":
+        raise UserError("augment", True, "images only", f"these data are {data.modality}s")
+    return settings.augment
+
+
+def _augment() -> tuple[bool, str]:
     return False, "one teacher pass serves every epoch"
 
 
-def _cached(task: str, augment: bool, epochs: int, objective: Objective, settings: Settings) -> tuple[bool, str]:
-    if settings.cache == "off":
-        return False, "as given"
-    if not objective.needs.teacher:
-        return False, "the objective needs no teacher"
-    if augment:
-        return False, "augmented views are new every epoch"
-    if task == "causal-lm":
-        return False, "full vocabularies are too large to keep"
-    return True, f"the teacher answers once for {epochs} epochs"
+def _signals(task: str, augment: bool, epochs: int, objective: Objective, settings: Settings) -> tuple[str, str]:
+    why = {
+        "the objective needs no teacher": not objective.needs.teacher,
+        "augmented views are new every epoch": augment,
+        "full vocabularies are too large to keep": task == "causal-lm",
+    }
+    live = next((reason for reason, holds in why.items() if holds), None)
+    if live is None:
+        return "cached", f"the teacher answers once for {epochs} epochs"
+    if settings.cache is not None:
+        raise UserError("cache", settings.cache, "off", live)
+    return "live", live
 
 
-def _baseline(task: str, data: DataSet, settings: Settings) -> tuple[str, str]:
-    if settings.baseline != "auto":
-        if settings.baseline == "trained" and not _can_train_alone(task, data):
-            raise UserError("baseline", "trained", ("untrained", "none"), "the data have no targets to train on alone")
-        return settings.baseline, "as given"
+def _baseline(task: str, data: DataSet) -> tuple[str, str]:
     if _can_train_alone(task, data):
         return "trained", "the same student, data and steps without a teacher"
     return "untrained", "without a teacher these data have nothing to train on"
@@ -277,20 +275,16 @@ def _can_train_alone(task: str, data: DataSet) -> bool:
     return task == "causal-lm" or (task in ("classification", "regression") and data.splits.train.target is not None)
 
 
-def _precision(settings: Settings, student: Network) -> tuple[str, str]:
-    if settings.precision != "auto":
-        return settings.precision, "as given"
+def _precision(student: Network) -> tuple[str, str]:
     if student.modality == "text" and _fast_bfloat16():
         return "bf16-mixed", "this machine multiplies bfloat16 faster; weights and losses stay float32"
     return "32-true", "plain and safe"
 
 
-def _teacher_precision(settings: Settings, teacher: Network, cached: bool) -> tuple[bool, str]:
-    if settings.teacher_precision != "auto":
-        return settings.teacher_precision == "bfloat16", "as given"
+def _teacher_precision(teacher: Network) -> tuple[str, str]:
     if teacher.modality == "text" and _fast_bfloat16() and not isinstance(teacher.module, torch.fx.GraphModule):
-        return True, "halves the teacher's time; the cache keeps float16"
-    return False, "plain and safe"
+        return "bfloat16", "halves the teacher's time; the cache keeps float16"
+    return "float32", "plain and safe"
 
 
 def _fast_bfloat16() -> bool:

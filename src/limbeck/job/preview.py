@@ -1,76 +1,103 @@
-"""A dry run: one measured step, and what the whole training would cost."""
+"""A dry run: a few measured steps, and what the whole training would cost."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import nn
 
-from limbeck.engine import Distiller
-from limbeck.job.plan import Plan
+from limbeck.engine import Distiller, fit
+from limbeck.job.plan import Plan, frozen_copy
 from limbeck.job.progress import Progress
-from limbeck.job.train import loader_of
+from limbeck.job.train import loader_of, trainer_settings
 from limbeck.measure import parameters, state_bytes
-from limbeck.objectives.base import total
 from limbeck.report.tables import format_duration, format_value
-from limbeck.sources import Live
+from limbeck.signals import Batch, Signals
+from limbeck.sources import Live, Source
 
-_STEPS = 3
+_STEPS = 6
 
 
 def preview(plan: Plan, live: Live, progress: Progress) -> dict[str, Any]:
-    """Take a few steps, time them, and put the student's weights back."""
-    before = {name: tensor.detach().clone() for name, tensor in plan.student.module.state_dict().items()}
-    teacher = live if plan.objective.needs.teacher else None
+    """Take a few steps as training would take them, time them, and put the student's weights back."""
+    before = frozen_copy(plan.student.module)
+    teacher = _Timed(live)
     loader = loader_of(plan, plan.data.splits.train, shuffle=True, live_teacher=True)
     distiller = Distiller(
         plan.student.module, plan.objective, teacher,
         optimizer=plan.optimizer, taps=plan.student_taps, forward=plan.student.forward,
     )  # fmt: skip
-    batch = loader.peek()
-    distiller.build(batch)
-    distiller.train()
-    optimizer, _ = plan.optimizer.build(distiller.parameters(), plan.steps)
-    teaching, training = [], []
-    for _ in range(_STEPS):
-        started = time.perf_counter()
-        signals = distiller.teacher_signals(batch)
-        asked = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bf16-mixed"):
-            loss = total(distiller.objective(distiller.student_signals(batch), signals, batch))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        teaching.append(asked - started)
-        training.append(time.perf_counter() - asked)
+    steps = _Steps(teacher)
+    fit(distiller, loader, steps=_STEPS, progress=steps, **trainer_settings(plan))
     plan.student.module.load_state_dict(before)
     distiller.finish()
-    # The first step also allocates and plans.
-    teacher_step, student_step = min(teaching), min(training)
     asks = len(plan.data.splits.train) / plan.batch_size if plan.cached else plan.steps
     trainable = parameters(plan.student.module)["trainable"]
     needed = state_bytes(plan.student.module) + state_bytes(plan.teacher.module) + 12 * trainable
-    cache = _cache_bytes(plan, signals)
+    cache = teacher.bytes_per_sample * len(plan.data.splits.train) if plan.cached else 0.0
     costs = {
         "steps": plan.steps,
-        "step_seconds": student_step,
-        "teacher_step_seconds": teacher_step,
-        "seconds": plan.steps * student_step + asks * teacher_step,
+        "step_seconds": steps.student,
+        "teacher_step_seconds": steps.teacher,
+        "seconds": plan.steps * steps.student + asks * steps.teacher,
         "weights_and_optimizer_bytes": needed,
         "cache_bytes": cache,
-        "first_loss": float(loss.detach()),
+        "first_loss": steps.first_loss,
     }
     progress.say(
-        f"would take {plan.steps} steps of {1000 * student_step:.0f} ms, the teacher {1000 * teacher_step:.0f} ms "
+        f"would take {plan.steps} steps of {1000 * steps.student:.0f} ms, the teacher {1000 * steps.teacher:.0f} ms "
         f"a batch: about {format_duration(costs['seconds'])}; {format_value('bytes', needed)} for weights, gradients "
         f"and optimiser, besides the activations of one batch; {format_value('bytes', cache)} of cache"
     )
     return {"task": plan.task, "plan": [choice.plain() for choice in plan.choices], "costs": costs}
 
 
-def _cache_bytes(plan: Plan, signals: Any) -> float:
-    if not plan.cached:
-        return 0.0
-    per_batch = sum(value.numel() * 2 for value in signals.values() if isinstance(value, torch.Tensor))
-    return per_batch / plan.batch_size * len(plan.data.splits.train)
+class _Timed(Source):
+    """The teacher, with a watch."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.seconds = self.bytes_per_sample = 0.0
+
+    def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
+        started = time.perf_counter()
+        signals = self.live(batch, needs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - started
+        kept = [value.numel() for value in signals.values() if isinstance(value, torch.Tensor)]
+        self.bytes_per_sample = 2.0 * sum(kept) / len(batch["id"])
+        return signals
+
+    def fingerprint(self) -> str:
+        return self.live.fingerprint()
+
+    def to(self, device: torch.device | str) -> _Timed:
+        self.live.to(device)
+        return self
+
+    def modules(self) -> list[nn.Module]:
+        return self.live.modules()
+
+
+class _Steps(Callback):
+    """Mean seconds of a step and of its teacher. The first step also allocates and plans, and does not count."""
+
+    def __init__(self, teacher: _Timed) -> None:
+        self.watch = teacher
+        self.student = self.teacher = self.first_loss = self._started = self._asked = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        now = time.perf_counter()
+        if trainer.global_step == 1:
+            self._started, self._asked = now, self.watch.seconds
+            self.first_loss = float(pl_module.latest_terms["loss"])  # type: ignore[operator, index]
+        else:
+            taken = trainer.global_step - 1
+            self.teacher = (self.watch.seconds - self._asked) / taken
+            self.student = (now - self._started) / taken - self.teacher

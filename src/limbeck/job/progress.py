@@ -24,6 +24,8 @@ class Progress:
     def __init__(self, quiet: bool = False) -> None:
         # Bars go to standard error, so that the results of --json stay alone on standard output.
         self.console = Console(stderr=True, quiet=quiet, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = 120
 
     def say(self, text: str) -> None:
         """One line."""

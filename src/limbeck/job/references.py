@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from limbeck import testbeds
-from limbeck.data.images import ImageFormat, open_image
+from limbeck.data.images import ImageFormat, decoded, open_image
 from limbeck.data.references import DataSet
-from limbeck.data.split import Split
+from limbeck.data.split import Split, Splits
 from limbeck.errors import UserError
 from limbeck.job.settings import Settings
-from limbeck.models.network import Network, TensorInput, embed
+from limbeck.models.network import Network, TensorInput, embed, image_format_of
 from limbeck.models.plain import PlainSaver
 from limbeck.models.references import load_network
 from limbeck.signals import run_network
 from limbeck.testbeds.code_search import CodeSearch
+
+if TYPE_CHECKING:
+    from limbeck.job.plan import Plan
+    from limbeck.job.progress import Progress
 
 
 def as_data(settings: Settings, load: Callable[..., DataSet]) -> DataSet:
@@ -109,3 +114,18 @@ def testbed_data(reference: str) -> DataSet:
 def _pairs(split: Split) -> tuple[list[str], list[str]]:
     half, texts = len(split) // 2, list(split.input)
     return texts[:half], texts[half:]
+
+
+def keep_decoded(plan: Plan, progress: Progress) -> None:
+    """Decode small image sets once instead of in every batch, where teacher and student see the same pixels."""
+    formats = [image_format_of(network) for network in (plan.teacher, plan.student)]
+    known = [image_format for image_format in formats if image_format is not None]
+    if plan.data.modality != "image" or len(known) < len(formats):
+        return
+    parts = {name: getattr(plan.data.splits, name) for name in ("train", "validation", "test")}
+    with progress.bar("decoding images", sum(map(len, parts.values()))) as advance:
+        done = 0
+        for name, split in parts.items():
+            parts[name] = decoded(split, known, progress=lambda here, _, before=done: advance(before + here))
+            done += len(split)
+    plan.data = replace(plan.data, splits=Splits(**parts))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from limbeck.errors import UserError
 from limbeck.export import export
 from limbeck.job import output
 from limbeck.job.assess import assess, costs, fidelity
+from limbeck.job.checks import check_step, check_surroundings
+from limbeck.job.finished import go_on
 from limbeck.job.plan import Plan, example_inputs, frozen_copy, make_plan
 from limbeck.job.preview import preview
 from limbeck.job.progress import Progress
+from limbeck.job.references import keep_decoded
 from limbeck.job.settings import Settings
 from limbeck.job.train import cached_teacher, teaching, train_baseline, train_student
 from limbeck.sources import Source
@@ -51,14 +54,29 @@ def distill(
 def run(settings: Settings, progress: Progress) -> dict[str, Any]:
     """Carry out one job."""
     started = time.time()
+    # Lightning's own use of torch; one line per training that nobody can act on.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    if settings.resume and settings.out:
+        settings = output.continued(settings)
+    settings.check()
     out = _open(settings) if settings.out and not settings.dry_run else None
+    if out is not None and settings.resume and (out / "result.json").exists():
+        progress.say(f"{out} holds a finished run: nothing is trained again")
+        result = go_on(settings)
+        output.show_result(result, out, progress)
+        return result
+    check_surroundings(settings)
     torch.manual_seed(settings.seed)
     plan = make_plan(settings)
     output.show_plan(plan, progress)
     start = frozen_copy(plan.student.module)
     with teaching(plan) as live:
+        check_step(plan, live)
+        keep_decoded(plan, progress)
         if settings.dry_run or out is None:
             return preview(plan, live, progress)
+        if settings.overwrite:
+            output.clear(out)
         output.write_settings(out, settings)
         source: Source | None = live if plan.objective.needs.teacher else None
         if plan.cached:
@@ -67,12 +85,11 @@ def run(settings: Settings, progress: Progress) -> dict[str, Any]:
         history = train_student(plan, source, out / "training", progress)
         fingerprint = live.fingerprint()
     learned = frozen_copy(plan.student.module)
-    models, baseline_history = _measure(plan, start, learned, out, progress)
+    models, reliability, baseline = _measure(plan, start, learned, out, progress)
     plan.student.save(output.fresh_folder(out / "student"))
     exports = _export(plan, out, progress)
-    result = output.result_of(
-        plan, models, _curves(history, baseline_history), exports, fingerprint, time.time() - started
-    )
+    pictures = {"curves": _curves(plan, history, baseline), "reliability": reliability}
+    result = output.result_of(plan, models, pictures, exports, fingerprint, time.time() - started)
     output.write_result(out, plan, result)
     output.show_result(result, out, progress)
     return result
@@ -80,12 +97,14 @@ def run(settings: Settings, progress: Progress) -> dict[str, Any]:
 
 def _open(settings: Settings) -> Path:
     out = Path(settings.out)
-    if (out / "result.json").exists() and not (settings.overwrite or settings.resume):
-        raise UserError("out", str(out), "a new folder", "it holds a finished run; --overwrite replaces it")
     if out.is_file():
         raise UserError("out", str(out), "a folder", "a file of that name is there")
-    if (out / "training").exists() and not (settings.overwrite or settings.resume):
-        raise UserError("out", str(out), "a new folder", "it holds an interrupted run; --resume continues it")
+    output.refuse_foreign(out)
+    if not (settings.overwrite or settings.resume):
+        if (out / "result.json").exists():
+            raise UserError("out", str(out), "a new folder", "it holds a finished run; --overwrite replaces it")
+        if (out / "training").exists():
+            raise UserError("out", str(out), "a new folder", "it holds an interrupted run; --resume continues it")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".probe.{os.getpid()}"
@@ -93,38 +112,34 @@ def _open(settings: Settings) -> Path:
         probe.unlink()
     except OSError as error:
         raise UserError("out", str(out), "a folder that can be written", str(error.strerror)) from None
-    if settings.overwrite:
-        output.clear(out)
     return out
 
 
 def _measure(
     plan: Plan, start: dict[str, Tensor], learned: dict[str, Tensor], out: Path, progress: Progress
-) -> tuple[dict[str, dict[str, float]], History | None]:
-    """Quality, agreement and cost of teacher, baseline and student, all on the test samples."""
+) -> tuple[dict[str, dict[str, float]], dict[str, Any], History | None]:
+    """Quality, agreement and cost of teacher, baseline and student on the test samples, and reliability diagrams."""
     module, history = plan.student.module, None
     progress.say("measuring on the test samples ...")
-    teacher = assess(plan, plan.teacher, "test")
-    student = assess(plan, plan.student, "test")
-    table = {TEACHER: dict(teacher.quality)}
+    found = {TEACHER: assess(plan, plan.teacher, "test"), STUDENT: assess(plan, plan.student, "test")}
     if plan.baseline != "none":
         module.load_state_dict(start)
         if plan.baseline == "trained":
             history = train_baseline(plan, start, out / "baseline", progress)
-        other = assess(plan, plan.student, "test")
-        table[BASELINE] = {**other.quality, **fidelity(plan, teacher, other)}
+        found[BASELINE] = assess(plan, plan.student, "test")
         module.load_state_dict(learned)
-    table[STUDENT] = {**student.quality, **fidelity(plan, teacher, student)}
     progress.say("measuring size and speed ...")
-    plan.student.module.eval()
+    module.eval()
     plan.teacher.module.eval()
     cost = costs(plan, {TEACHER: plan.teacher, STUDENT: plan.student})
-    table[TEACHER] |= cost[TEACHER]
-    table[STUDENT] |= cost[STUDENT]
-    if BASELINE in table:
-        # The same network with other weights costs the same.
-        table[BASELINE] |= cost[STUDENT]
-    return table, history
+    # The same network with other weights costs the same.
+    cost[BASELINE] = cost[STUDENT]
+    table = {}
+    for name in (TEACHER, BASELINE, STUDENT):
+        if name in found:
+            kept = fidelity(plan, found[TEACHER], found[name]) if name != TEACHER else {}
+            table[name] = {**found[name].quality, **kept, **cost[name]}
+    return table, {name: found[name].reliability for name in table if found[name].reliability}, history
 
 
 def _export(plan: Plan, out: Path, progress: Progress) -> list[dict[str, Any]]:
@@ -137,21 +152,11 @@ def _export(plan: Plan, out: Path, progress: Progress) -> list[dict[str, Any]]:
     return reports
 
 
-def _curves(history: History, baseline: History | None) -> dict[str, dict[str, list[float]]]:
-    curves = {name: history.curve(name) for name in history.names()}
-    if baseline is not None:
-        curves |= {
-            f"{name} (without distillation)": baseline.curve(name)
-            for name in baseline.names()
-            if name.startswith("validation/")
-        }
+def _curves(plan: Plan, history: History, baseline: History | None) -> dict[str, dict[str, list[float]]]:
+    """The loss and its terms, and on the validation samples what decides, of both trainings in one picture."""
+    curves = {name: history.curve(name) for name in history.names() if not name.startswith("validation/")}
+    told = [f"validation/{name}" for name in (plan.primary[0], "nll")]
+    for model, run in ((STUDENT, history), (BASELINE, baseline)):
+        if run is not None:
+            curves |= {f"{model}/{name.partition('/')[2]}": run.curve(name) for name in told if name in run.names()}
     return curves
-
-
-def read_result(out: Path) -> dict[str, Any]:
-    """The result of a finished run."""
-    path = Path(out) / "result.json"
-    if not path.exists():
-        raise UserError("run", str(out), "the --out folder of a finished run", f"{path.name} is missing")
-    result: dict[str, Any] = json.loads(path.read_text())
-    return result

@@ -16,8 +16,7 @@ from limbeck.data.augmentation import CropFlip
 from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
 from limbeck.engine import Distiller, History, fit
-from limbeck.errors import UserError
-from limbeck.job.assess import assess
+from limbeck.job.assess import assess, text_lengths
 from limbeck.job.plan import Plan
 from limbeck.job.progress import Progress
 from limbeck.objectives import CrossEntropy, InfoNCE, Objective, TargetMSE
@@ -29,13 +28,14 @@ def loader_of(
     plan: Plan, split: Split, *, shuffle: bool, live_teacher: bool, batch_size: int | None = None
 ) -> TensorLoader:
     """Batches of raw samples, prepared for the student, and for a live teacher that prepares in another way."""
-    lengths = [len(text) for text in split.input] if plan.data.modality == "text" else None
+    lengths = text_lengths(split.input) if plan.data.modality == "text" else None
     return TensorLoader(
         split,
         batch_size or plan.batch_size,
         shuffle=shuffle,
         seed=plan.settings.seed,
         lengths=lengths,
+        drop_last=plan.drops_last and shuffle,
         transform=Prepare(plan, live_teacher, augment=plan.augment and shuffle),
     )
 
@@ -69,6 +69,7 @@ def teacher_forward(forward: Forward) -> Forward:
     def run(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return forward(module, {**batch, "input": batch["teacher_input"]} if "teacher_input" in batch else batch)
 
+    run.__qualname__ = forward.__qualname__
     return run
 
 
@@ -83,6 +84,8 @@ def teaching(plan: Plan) -> Iterator[Live]:
         with torch.autocast(next(module.parameters()).device.type, torch.bfloat16):
             return {name: value.float() for name, value in network.forward(module, batch).items()}
 
+    # A teacher re-ordered, or in another precision, is another teacher to whoever asks for its fingerprint.
+    run.__qualname__ = f"{network.forward_name}{'[bfloat16]' if plan.teacher_bfloat16 else ''}"
     source = Live(network.module, taps=plan.teacher_taps, forward=teacher_forward(run))
     try:
         yield source
@@ -154,10 +157,9 @@ def _train_on_pairs(plan: Plan, out: Path | None, progress: Progress) -> History
     def both(batch: dict[str, Any]) -> dict[str, Any]:
         return {**batch, "input": prepare(batch["input"]), "document": prepare(batch["document"])}
 
-    lengths = [len(text) for text in documents]
     # Pairs hold two texts, so half as many of them make as long a step.
     size = max(2, plan.batch_size // 2)
-    loader = TensorLoader(split, size, seed=plan.settings.seed, lengths=lengths, transform=both)
+    loader = TensorLoader(split, size, seed=plan.settings.seed, lengths=text_lengths(documents), transform=both)
 
     def forward(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         query = plan.student.forward(module, batch)["embedding"]
@@ -195,36 +197,39 @@ def _fit(
     settings = plan.settings
     distiller = Distiller(plan.student.module, objective, teacher, optimizer=plan.optimizer, taps=taps, forward=forward)
     primary, higher = plan.primary
-    validate = validation(plan)
-    if settings.select == "best" and validate is None:
-        raise UserError("select", "best", "last", f"{plan.task} without targets has no validation measure")
     try:
         return fit(
             distiller,
             loader,
             epochs=plan.epochs,
-            validate=validate,
+            validate=validation(plan) if plan.validates else None,
             out=out,
             resume=settings.resume,
-            seed=settings.seed,
-            gradient_clip=settings.gradient_clip,
-            precision=plan.precision,
             select=primary if settings.select == "best" else None,
             select_higher=higher,
             progress=progress.callback(title, plan.epochs * len(loader)),
-            devices=settings.devices,
-            strategy=settings.strategy,
-            accelerator=settings.accelerator,
             logger=trackers(settings.logger, out),
+            **trainer_settings(plan),
         )
     finally:
         distiller.finish()
 
 
-def validation(plan: Plan) -> Callable[[nn.Module], Mapping[str, float]] | None:
-    """Quality on the validation samples after every epoch; None where there is nothing to compare with."""
-    if plan.task == "features" or (plan.task == "embedding" and "validation" not in (plan.data.pairs or {})):
-        return None
+def trainer_settings(plan: Plan) -> dict[str, Any]:
+    """What the plan says about the machine and the step."""
+    settings = plan.settings
+    return {
+        "seed": settings.seed,
+        "gradient_clip": settings.gradient_clip,
+        "precision": plan.precision,
+        "devices": settings.devices,
+        "strategy": settings.strategy,
+        "accelerator": settings.accelerator,
+    }
+
+
+def validation(plan: Plan) -> Callable[[nn.Module], Mapping[str, float]]:
+    """Quality on the validation samples, after every epoch."""
 
     def run(distiller: nn.Module) -> Mapping[str, float]:
         return assess(plan, plan.student, "validation").quality

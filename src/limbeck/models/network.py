@@ -80,7 +80,12 @@ class Network:
 
     def preprocessing_fingerprint(self) -> str:
         """Hash of what happens to a sample before the network sees it, and of how its outputs are read."""
-        return fingerprint_text("preprocessing", self.preprocessing, self.forward.__qualname__)
+        return fingerprint_text("preprocessing", self.preprocessing, self.forward_name)
+
+    @property
+    def forward_name(self) -> str:
+        """What tells one way of running a network from another, such as logits in another order."""
+        return str(getattr(self.forward, "__qualname__", type(self.forward).__qualname__))
 
     def describe(self) -> str:
         """One line: reference, class, task, number of weights."""

@@ -21,6 +21,12 @@ def is_first_process() -> bool:
     return world_size() == 1 or distributed.get_rank() == 0
 
 
+def wait_for_all() -> None:
+    """Let no process go on before every one is here, as after writing what the others will read."""
+    if world_size() > 1:
+        distributed.barrier()
+
+
 def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of every process's ``value``, without a gradient."""
     if world_size() == 1:

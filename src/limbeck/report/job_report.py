@@ -39,9 +39,8 @@ def write_job_report(result: Mapping[str, Any], path: str | Path) -> Path:
         result: ``title``, ``task``; ``models``: name -> flat measures, of which ``teacher`` and ``student``
             are compared; ``primary_metric``; ``curves``: name -> ``{"x", "y"}``, where names
             ``MODEL/MEASURE`` share a picture per measure; ``plan``: ``{"key", "value", "reason"}``;
-            ``exports``: ``{"format",
-            "parity", ...}``; ``manifest``; ``command``; ``notes``; and, where there is one, ``reliability``:
-            model -> ``confidence``, ``accuracy``, ``share``.
+            ``exports``: ``{"format", "parity", ...}``; ``manifest``; ``command``; ``notes``; and, where there is
+            one, ``reliability``: model -> ``confidence``, ``accuracy``, ``share``.
         path: the HTML file.
     """
     return write_page("job.html.j2", job_context(_RESULT | dict(result)), path)
@@ -69,7 +68,7 @@ def job_context(result: Mapping[str, Any]) -> dict[str, Any]:
                 )
             rows.append({"label": one.label, "arrow": one.arrow, "cells": cells})
         groups.append((group, rows))
-    exports = [dict(line) for line in result["exports"]]
+    exports = [_export(line) for line in result["exports"]]
     columns = list(dict.fromkeys(["format", *(key for line in exports for key in line)]))
     reliability = result.get("reliability")
     return {
@@ -144,6 +143,25 @@ def _manifest(manifest: Mapping[str, Any]) -> list[tuple[str, dict[str, str], bo
                 )
             )
     return tables
+
+
+def _export(line: Mapping[str, Any]) -> dict[str, Any]:
+    """One export: the checks of its parity in a few words."""
+    checks = line.get("parity")
+    if not isinstance(checks, (list, tuple)):
+        return dict(line)
+    sizes = ", ".join(str(size) for size in dict.fromkeys(check["batch"] for check in checks))
+    lengths = ", ".join(str(size) for size in dict.fromkeys(check["length"] for check in checks) if size is not None)
+    return {
+        "format": line["format"],
+        "file": line["path"],
+        "bytes": line["bytes"],
+        "parity": line["max_abs_difference"],
+        "relative difference": line["max_relative_difference"],
+        "allowed": f"{line['tolerance']:.0e}",
+        "batches of": sizes,
+        **({"lengths of": lengths} if lengths else {}),
+    }
 
 
 def _cell(column: str, value: Any) -> str:

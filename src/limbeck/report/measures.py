@@ -75,6 +75,7 @@ _KNOWN: dict[str, tuple[str, str, str, str]] = {
     "latency_p95_ms": ("latency p95, batch 1", SPEED, "lower", "milliseconds"),
     "latency_p99_ms": ("latency p99, batch 1", SPEED, "lower", "milliseconds"),
     "throughput": ("throughput", SPEED, "higher", "rate"),
+    "throughput_ratio": ("throughput, as ratio side by side", SPEED, "", "ratio"),
     "seconds": ("seconds", OTHER, "lower", "seconds"),
     "cpu_seconds": ("processor seconds", OTHER, "lower", "seconds"),
 }

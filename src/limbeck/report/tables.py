@@ -233,4 +233,5 @@ _WRITERS = {
     "milliseconds": _milliseconds,
     "seconds": lambda value: format_duration(value),
     "rate": _rate,
+    "ratio": lambda value: _times(value),
 }

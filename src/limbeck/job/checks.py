@@ -1,0 +1,63 @@
+"""What can be known to be wrong before any long work: the machine, the optional libraries, one step on two samples."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+
+from lightning import Trainer
+
+from limbeck.engine import Distiller
+from limbeck.engine.fit import choose_strategy
+from limbeck.errors import UserError, first_line, require
+from limbeck.job.plan import Plan
+from limbeck.job.settings import Settings
+from limbeck.job.train import loader_of
+from limbeck.sources import Live
+
+_EXPORTERS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}
+_TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow", "mlflow_skinny"), "wandb": ("wandb",)}
+
+
+def check_surroundings(settings: Settings) -> None:
+    """Refuse exports and trackers whose libraries are missing, and devices that are not there."""
+    for form in settings.export:
+        for module in _EXPORTERS[form]:
+            require(module, "export")
+    for name in settings.logger:
+        if not any(importlib.util.find_spec(module) for module in _TRACKERS[name]):
+            raise UserError("logger", name, "a tracker that is installed", f"pip install {name}")
+    strategy = choose_strategy(settings.strategy, settings.accelerator, settings.devices)
+    # Notes on hardware and loggers, which say nothing of this job.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    precision = None if settings.precision == "auto" else settings.precision
+    try:
+        Trainer(
+            accelerator=settings.accelerator, devices=settings.devices, strategy=strategy, precision=precision,
+            logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+        )  # type: ignore[arg-type] # fmt: skip
+    except Exception as error:
+        given = {key: getattr(settings, key) for key in ("accelerator", "devices", "strategy", "precision")}
+        shown = ", ".join(f"{key}={value}" for key, value in given.items())
+        raise UserError("machine", shown, "what Lightning finds here", first_line(error)) from error
+
+
+def check_step(plan: Plan, live: Live) -> None:
+    """Run teacher, student and objective once on a few samples: what does not fit together shows here."""
+    few = plan.data.splits.train.subset(range(min(4, len(plan.data.splits.train))))
+    batch = loader_of(plan, few, shuffle=True, live_teacher=True, batch_size=len(few)).peek()
+    teacher = live if plan.objective.needs.teacher else None
+    # A copy: the projectors that this step makes are not those that learn.
+    trial = Distiller(
+        plan.student.module, copy.deepcopy(plan.objective), teacher,
+        taps=plan.student_taps, forward=plan.student.forward,
+    )  # fmt: skip
+    try:
+        trial.build(batch)
+    except (RuntimeError, TypeError, KeyError, IndexError, ValueError) as error:
+        given = f"{plan.teacher.reference} to {plan.student.reference}"
+        allowed = "networks and an objective that run on these data"
+        raise UserError("first step", given, allowed, first_line(error)) from error
+    finally:
+        trial.finish()
