@@ -23,12 +23,13 @@ class Parser(ArgumentParser):
     """jsonargparse's parser, with options written in hyphens and errors that are one line."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        formatter = functools.partial(RawDescriptionHelpFormatter, max_help_position=28)
+        formatter: Any = functools.partial(RawDescriptionHelpFormatter, max_help_position=28)
         super().__init__(*args, **options, allow_abbrev=False, add_help=False, formatter_class=formatter)
         self.add_argument("-h", "--help", action="help", default=SUPPRESS, help="show this help and exit")
 
-    def format_help(self) -> str:
-        shown = re.sub(r"--[a-z][a-z_]*", lambda found: found[0].replace("_", "-"), str(super().format_help()))
+    def format_help(self, *args: Any, **options: Any) -> str:
+        whole = str(super().format_help(*args, **options))
+        shown = re.sub(r"--[a-z][a-z_]*", lambda found: found[0].replace("_", "-"), whole)
         # A switch stands alone; of the two forms of a list one is enough.
         shown = re.sub(r"(--[a-z-]+) \{true,false\}", r"\1" + " " * len(" {true,false}"), shown)
         return re.sub(r"(--[a-z]+) (\S+), --[a-z]+\+ \2", lambda found: f"{found[1]} {found[2].strip('[]')}", shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+from typing import Any
 
 from lightning import Trainer
 
@@ -31,12 +32,12 @@ def check_surroundings(settings: Settings) -> None:
     strategy = choose_strategy(settings.strategy, settings.accelerator, settings.devices)
     # Notes on hardware and loggers, which say nothing of this job.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    precision = None if settings.precision == "auto" else settings.precision
+    precision: Any = None if settings.precision == "auto" else settings.precision
     try:
         Trainer(
             accelerator=settings.accelerator, devices=settings.devices, strategy=strategy, precision=precision,
             logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-        )  # type: ignore[arg-type] # fmt: skip
+        )  # fmt: skip
     except Exception as error:
         given = {key: getattr(settings, key) for key in ("accelerator", "devices", "strategy", "precision")}
         shown = ", ".join(f"{key}={value}" for key, value in given.items())

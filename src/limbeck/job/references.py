@@ -126,6 +126,10 @@ def keep_decoded(plan: Plan, progress: Progress) -> None:
     with progress.bar("decoding images", sum(map(len, parts.values()))) as advance:
         done = 0
         for name, split in parts.items():
-            parts[name] = decoded(split, known, progress=lambda here, _, before=done: advance(before + here))
+            parts[name] = decoded(split, known, progress=_after(done, advance))
             done += len(split)
     plan.data = replace(plan.data, splits=Splits(**parts))
+
+
+def _after(before: int, advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    return lambda here, _: advance(before + here)
