@@ -111,7 +111,9 @@ def test_a_second_call_runs_only_what_is_missing(tmp_path: Path, marks: Path) ->
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_continues(tmp_path: Path, marks: Path, pool: LocalLauncher, way: int) -> None:
     call = f"run_experiment({SLOW!r}, size='smoke', jobs=2, out={str(tmp_path / 'run')!r})"
-    script = f"from limbeck.experiment import run_experiment; {call}"
+    # A test run that was started in the background ignores Ctrl-C, and hands that on to its children.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{heard}; from limbeck.experiment import run_experiment; {call}"
     environment = os.environ | {"TOY_SLEEP": "2.0", "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
