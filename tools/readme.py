@@ -64,8 +64,8 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
     minutes = demo["manifest"]["seconds"] / 60
     return [
         *lines, "",
-        "Two of six layers (without distillation: as cut, untrained), trained on docstrings and functions of the Python "
-        "sources on the machine; all of it in "
+        "Two of six layers (without distillation: as cut, untrained), trained on docstrings and functions of the "
+        "Python sources on the machine; all of it in "
         f"{minutes:.1f} minutes on {machine['cores']} cores ({machine['processor']}, torch {versions['torch']}); "
         f"the ONNX file differs by at most {difference:.0e}.", "", "![Quality against latency](docs/demo.svg)",
     ]  # fmt: skip

@@ -404,7 +404,10 @@ def _verdicts(counts: dict[str, int]) -> str:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    return console
 
 
 def _note(text: str) -> None:

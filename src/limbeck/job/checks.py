@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
 
-from limbeck.engine import Distiller
+from limbeck.data.tables import near_files
+from limbeck.engine import Distiller, OptimizerSettings
 from limbeck.engine.fit import choose_strategy
 from limbeck.errors import UserError, first_line, require
 from limbeck.job.plan import Plan
 from limbeck.job.settings import Settings
 from limbeck.job.train import loader_of
+from limbeck.models.references import split_reference
+from limbeck.objectives.text import parse_objective
 from limbeck.sources import Live
 
 _EXPORTERS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}
@@ -22,7 +26,13 @@ _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow"
 
 
 def check_surroundings(settings: Settings) -> None:
-    """Refuse exports and trackers whose libraries are missing, and devices that are not there."""
+    """Refuse what cannot be read, exports and trackers whose libraries are missing, and devices that are not there."""
+    for key in ("teacher", "student"):
+        _check_reference(key, getattr(settings, key))
+    lr = 1.0 if settings.lr is None else settings.lr
+    OptimizerSettings(settings.optimizer, lr, settings.weight_decay, settings.schedule, settings.warmup)
+    if settings.objective is not None:
+        parse_objective(settings.objective)
     for form in settings.export:
         for module in _EXPORTERS[form]:
             require(module, "export")
@@ -42,6 +52,15 @@ def check_surroundings(settings: Settings) -> None:
         given = {key: getattr(settings, key) for key in ("accelerator", "devices", "strategy", "precision")}
         shown = ", ".join(f"{key}={value}" for key, value in given.items())
         raise UserError("machine", shown, "what Lightning finds here", first_line(error)) from error
+
+
+def _check_reference(key: str, reference: Any) -> None:
+    if not isinstance(reference, str) or reference.startswith("testbed:"):
+        return
+    _, rest = split_reference(reference, key)
+    path = Path(rest.partition(",")[0]).expanduser()
+    if rest.startswith(("/", "./", "../", "~")) and not path.exists():
+        raise UserError(key, reference, near_files(path, ()), "no such file or folder")
 
 
 def check_step(plan: Plan, live: Live) -> None:

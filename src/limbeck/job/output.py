@@ -88,6 +88,9 @@ def read_settings(out: Path, allow_py: bool = False) -> Settings:
 
 def continued(settings: Settings) -> Settings:
     """The settings of a run that goes on: those it was begun with, for with others it would be another run."""
+    if settings.teacher and not (Path(settings.out) / "config.yaml").exists():
+        # Nothing was begun yet: this is the beginning.
+        return settings
     begun = read_settings(Path(settings.out))
     usual = Settings()
     for key in (field.name for field in dataclasses.fields(Settings) if field.name not in _FREE):

@@ -56,16 +56,16 @@ def run(settings: Settings, progress: Progress) -> dict[str, Any]:
     started = time.time()
     # Lightning's own use of torch; one line per training that nobody can act on.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-    if settings.resume and settings.out:
+    if settings.resume and settings.out and not settings.overwrite:
         settings = output.continued(settings)
     settings.check()
-    out = _open(settings) if settings.out and not settings.dry_run else None
-    if out is not None and settings.resume and (out / "result.json").exists():
-        progress.say(f"{out} holds a finished run: nothing is trained again")
+    if settings.resume and settings.out and (Path(settings.out) / "result.json").exists():
+        progress.say(f"{settings.out} holds a finished run: nothing is trained again")
         result = go_on(settings)
-        output.show_result(result, out, progress)
+        output.show_result(result, Path(settings.out), progress)
         return result
     check_surroundings(settings)
+    out = _open(settings) if settings.out and not settings.dry_run else None
     torch.manual_seed(settings.seed)
     plan = make_plan(settings)
     output.show_plan(plan, progress)

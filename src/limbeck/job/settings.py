@@ -97,6 +97,8 @@ class Settings:
 
     def check(self) -> Settings:
         """Refuse at once what can never work."""
+        if self.resume and self.overwrite:
+            raise UserError("resume", "together with overwrite", "one of the two")
         for key in ("teacher", "student", "data"):
             if getattr(self, key) in ("", None):
                 raise UserError(key, "", "a reference; see limbeck distill --help")
@@ -108,8 +110,6 @@ class Settings:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise UserError(key, value, f"{least} or more")
-        if self.resume and self.overwrite:
-            raise UserError("resume", "together with overwrite", "one of the two")
         return self
 
     def plain(self) -> dict[str, Any]:

@@ -118,6 +118,9 @@ def _build(name: str, options: dict[str, str], wanted: Wanted) -> Network:
     kind = "cnn" if name.startswith("cnn_") else "resnet" if name.startswith("resnet") else name
     if kind not in _OPTIONS or (kind == "cnn" and name.removeprefix("cnn_") not in SMALL_CNNS):
         raise UserError(wanted.key, wanted.reference, [f"small:{known}" for known in NAMES])
+    if kind in ("cnn", "resnet") and wanted.teacher is not None and wanted.teacher.modality == "text":
+        allowed = [f"small:{known}" for known in _TEXT_NAMES]
+        raise UserError(wanted.key, wanted.reference, allowed, "this one is for images, and the teacher reads texts")
     for option, value in options.items():
         if option not in _OPTIONS[kind]:
             raise UserError(f"{wanted.key} option", option, _OPTIONS[kind])

@@ -86,10 +86,7 @@ def load_network(
         UserError: wrong reference, task, folder or option.
         MissingExtra: a library of an optional area is needed.
     """
-    schemes = SCHEMES if key == "teacher" else STUDENT_SCHEMES
-    scheme, colon, rest = reference.partition(":")
-    if not colon or scheme not in schemes or not rest:
-        raise UserError(key, reference, "; ".join(schemes.values()), _scheme_hint(reference, scheme, key))
+    scheme, rest = split_reference(reference, key)
     if task is not None and task not in TASKS:
         raise UserError("task", task, TASKS)
     if max_length is not None and max_length < 1:
@@ -108,6 +105,15 @@ def load_network(
     network = _reader(scheme)(wanted)
     network.reference = reference
     return network
+
+
+def split_reference(reference: str, key: str) -> tuple[str, str]:
+    """The scheme of a reference and what stands behind it."""
+    schemes = SCHEMES if key == "teacher" else STUDENT_SCHEMES
+    scheme, colon, rest = reference.partition(":")
+    if not colon or scheme not in schemes or not rest:
+        raise UserError(key, reference, "; ".join(schemes.values()), _scheme_hint(reference, scheme, key))
+    return scheme, rest
 
 
 def _reader(scheme: str) -> Callable[[Wanted], Network]:
@@ -143,5 +149,5 @@ def _scheme_hint(reference: str, scheme: str, key: str) -> str:
 
 __all__ = [
     "Network", "SCHEMES", "STUDENT_SCHEMES", "TASKS", "TensorInput", "TextInput", "Wanted", "compare_labels",
-    "compare_tokenizers", "load_network", "parse_options",
+    "compare_tokenizers", "load_network", "parse_options", "split_reference",
 ]  # fmt: skip
