@@ -61,6 +61,20 @@ def test_image_folder_with_a_small_student(image_folder: Path, tmp_path: Path) -
     assert result["models"]["student"]["accuracy"] > 0.8
 
 
+def test_a_teacher_that_does_not_help_is_named(image_folder: Path, tmp_path: Path) -> None:
+    wrong = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    with torch.no_grad():
+        wrong[2].weight.copy_(100 * torch.eye(3).roll(1, 0))
+        wrong[2].bias.zero_()
+    result = limbeck.distill(
+        wrong, "small:cnn_4k", f"folder:{image_folder}", tmp_path / "out", **{**COMMON, "epochs": 6, "objective": "kl"}
+    )
+    models = result["models"]
+    assert models["student without distillation"]["accuracy"] > models["student"]["accuracy"]
+    assert result["notes"][0].startswith("The teacher did not help here: without it the student's accuracy is ")
+    assert "The teacher did not help here" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_language_model(language_model: Path, text_table: Path, tmp_path: Path) -> None:
     result = limbeck.distill(
         f"hf:{language_model}", "slice:layers=0,2", f"csv:{text_table}", tmp_path / "out", task="causal-lm", **COMMON

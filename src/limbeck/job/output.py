@@ -140,8 +140,22 @@ def result_of(
             **{f"{name} hash": value for name, value in plan.data.fingerprint.items()},
             **environment(),
         },
+        "notes": _notes(plan, models),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def _notes(plan: Plan, models: dict[str, dict[str, float]]) -> list[str]:
+    """What a reader should not overlook: a teacher that did not help."""
+    primary, higher = plan.primary
+    student, alone = models["student"].get(primary), models.get("student without distillation", {}).get(primary)
+    if student is None or alone is None or student == alone or (student > alone) == higher:
+        return []
+    return [
+        f"The teacher did not help here: without it the student's {measure(primary).label} is "
+        f"{format_value(primary, alone)}, with it {format_value(primary, student)}. "
+        "A better teacher, or more weight on the targets in --objective, may."
+    ]
 
 
 def write_result(out: Path, plan: Plan, result: dict[str, Any]) -> None:
@@ -183,6 +197,8 @@ def show_result(result: dict[str, Any], out: Path, progress: Progress) -> None:
             f"{export['format']}  {export['path']}  largest difference {export['max_abs_difference']:.1e} "
             f"over {len(export['parity'])} batch sizes and lengths"
         )
+    for note in result.get("notes", ()):
+        progress.say(note)
     progress.say(
         f"student  {out / 'student'}\nreport   {out / 'report.html'}\nin {result['manifest']['seconds']:.0f} s"
     )

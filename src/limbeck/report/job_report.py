@@ -154,13 +154,11 @@ def _export(line: Mapping[str, Any]) -> dict[str, Any]:
     lengths = ", ".join(str(size) for size in dict.fromkeys(check["length"] for check in checks) if size is not None)
     return {
         "format": line["format"],
-        "file": line["path"],
+        "file": Path(line["path"]).name,
         "bytes": line["bytes"],
         "parity": line["max_abs_difference"],
-        "relative difference": line["max_relative_difference"],
-        "allowed": f"{line['tolerance']:.0e}",
-        "batches of": sizes,
-        **({"lengths of": lengths} if lengths else {}),
+        "allowed": f"{line['tolerance']:.0e} of the largest value",
+        "checked on": f"batches of {sizes}" + (f", lengths {lengths}" if lengths else ""),
     }
 
 
