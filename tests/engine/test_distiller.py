@@ -418,9 +418,10 @@ def test_a_training_that_diverged_ends_with_the_reason(tmp_path: Any) -> None:
     diverging = distiller(objective=CrossEntropy() + Breaks(at=5))
     with pytest.raises(LimbeckError, match=r"training diverged: .*broken, loss and the weights .* at step 6; a lower"):
         fit(diverging, loader(), epochs=4, log_every=2, out=tmp_path, accelerator="cpu")
-    assert not (tmp_path / "last.ckpt").exists() or torch.isfinite(
-        torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["student.0.weight"]
-    ).all(), "the checkpoint is from before"
+    assert (
+        not (tmp_path / "last.ckpt").exists()
+        or torch.isfinite(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["student.0.weight"]).all()
+    ), "the checkpoint is from before"
     once = distiller(objective=Breaks(at=6, reaches_the_weights=False))
     assert fit(once, loader(), epochs=2, log_every=2, accelerator="cpu").steps == 8
     asked = distiller(objective=Breaks(at=5))

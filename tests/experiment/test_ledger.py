@@ -42,6 +42,13 @@ def test_what_is_written_is_read_and_other_entries_stay(tmp_path: Path, entry: d
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_numbers_stand_on_one_line_and_texts_stay(tmp_path: Path, entry: dict[str, Any]) -> None:
+    noted = {**entry, "notes": {"brackets": "[ 1, 2 ]"}}
+    path = ledger.write("theory", "toy", "main", noted, tmp_path)
+    assert '"seeds": [0, 1' in path.read_text()
+    assert ledger.read("theory", "toy", tmp_path)["entries"]["main"]["notes"] == {"brackets": "[ 1, 2 ]"}
+
+
 def test_an_incomplete_run_is_not_recorded(tmp_path: Path, entry: dict[str, Any]) -> None:
     failure = {"arm": "kd", "seed": 1, "error": "ValueError", "traceback": ""}
     for change, said in (
