@@ -85,6 +85,16 @@ def job_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_job_report(result(), tmp_path_factory.mktemp("job") / "report.html")
 
 
+def test_a_finding_about_one_experiment_goes_before_the_one_about_all(tmp_path: Path) -> None:
+    claim = "Ours beats KD by five points"
+    findings = {claim: "Of all experiments.", "small": {claim: "Of the small one."}}
+    for name, said, not_said in (("small", "small one", "all experiments"), ("large", "all experiments", "small one")):
+        page = write_experiment_report(entry(), CARD | {"findings": findings}, tmp_path / f"{name}.html", name)
+        _, text = read(page)
+        assert f"Of the {said}" in text or f"Of {said}" in text
+        assert not_said not in text
+
+
 def test_the_experiment_page_says_everything(experiment_page: Path) -> None:
     _, text = read(experiment_page)
     for name, (description, _, _) in ARMS.items():

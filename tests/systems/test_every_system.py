@@ -45,6 +45,20 @@ def test_card_page_and_ledger(slug: str) -> None:
             assert claim["text"]
 
 
+@pytest.mark.parametrize("slug", CARDS)
+def test_findings_are_about_claims(slug: str) -> None:
+    claims = {
+        name: {claim.text for claim in load_experiment(registry.experiment_reference(slug, name), "full").claims}
+        for name in registry.experiments(slug)
+    }
+    for key, value in CARDS[slug].findings.items():
+        if isinstance(value, str):
+            assert any(key in texts for texts in claims.values()), key
+        else:
+            assert key in claims, f"no experiment {key}"
+            assert value.keys() <= claims[key]
+
+
 @pytest.mark.parametrize(("slug", "name"), ENTRIES)
 def test_experiment_is_fair(slug: str, name: str) -> None:
     found = load_experiment(registry.experiment_reference(slug, name), "full")
