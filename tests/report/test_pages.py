@@ -85,6 +85,22 @@ def job_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_job_report(result(), tmp_path_factory.mktemp("job") / "report.html")
 
 
+def test_pictures_of_outcomes_stand_side_by_side_by_arm(tmp_path: Path) -> None:
+    drawn = entry()
+    pixel = (
+        "data:image/png;base64,"
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+    )
+    arms = list(drawn["arms"])[:2]
+    for arm in arms:
+        drawn["arms"][arm]["outcomes"]["0"]["pictures"] = {"Samples": pixel}
+    path = write_experiment_report(drawn, CARD, tmp_path / "report.html")
+    page = path.read_text()
+    assert page.count(f'src="{pixel}"') == 2
+    for arm in arms:
+        assert f'alt="Samples: arm {arm}, seed 0"' in page
+
+
 def test_a_finding_about_one_experiment_goes_before_the_one_about_all(tmp_path: Path) -> None:
     claim = "Ours beats KD by five points"
     findings = {claim: "Of all experiments.", "small": {claim: "Of the small one."}}
