@@ -152,6 +152,7 @@ class Generations:
         with torch.random.fork_rng(devices=[]):
             histories = run_program(network, [phase], out=self.out, resume=self.resume, seed=seed, **self.options)
         self.histories |= histories
+        network.zero_grad(set_to_none=True)
         return network.eval()
 
     def _refuse_inherited(self, network: nn.Module) -> None:

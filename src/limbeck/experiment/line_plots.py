@@ -85,7 +85,7 @@ def _checked(group: Mapping[str, Curve]) -> Mapping[str, Curve]:
 
 
 def _ticks(values: Any) -> Any:
-    ticks = MaxNLocator(5).tick_values(values.min(), values.max())
+    ticks = MaxNLocator(5, steps=(1, 2, 5, 10)).tick_values(values.min(), values.max())
     return ticks[(ticks >= values.min() - 1e-9) & (ticks <= values.max() + 1e-9)]
 
 
