@@ -50,7 +50,7 @@ def ridge_head() -> tuple[KernelSelfDistiller, float]:
     (train, label), (held_out, held_out_label), (test, test_label) = (texts(120, seed) for seed in range(3))
     # There is no intercept, so the targets are centred.
     targets = [torch.nn.functional.one_hot(one, CLASSES) - 1 / CLASSES for one in (label, held_out_label)]
-    head = KernelSelfDistiller("optimal", ridge=1.0, generations=4, kernel="linear")
+    head = KernelSelfDistiller("optimal", ridge=5.0, generations=4, kernel="linear")
     head.fit(vectors(train), targets[0], validation=(vectors(held_out), targets[1]))
     said = torch.from_numpy(head.predict(vectors(test))).argmax(dim=-1)
     return head, float((said == test_label).double().mean())

@@ -233,6 +233,7 @@ def test_it_is_a_scikit_learn_regressor() -> None:
         (lambda: optimal_alpha([1.0], [1.0, 2.0], [1.0, 2.0]), "predictions"),
         (lambda: mixture(-0.1), "alpha: given -0.1"),
         (lambda: NetworkSelfDistiller(small_chain(), "best"), "alpha: given best"),
+        (lambda: NetworkSelfDistiller(small_chain(epochs=1), []).fit(2), "alpha: given 0 numbers; allowed: 1 or more"),
     ],
 )
 def test_wrong_use_says_what_would_do(use: Any, said: str) -> None:

@@ -94,7 +94,7 @@ class KernelSelfDistiller(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Fit all generations; ``validation`` is (X, y) of samples that are not trained on, for ``optimal``."""
         if not (np.isfinite(self.ridge) and self.ridge >= 0):
             raise UserError("ridge", self.ridge, "a number from 0 up")
-        if self.alpha == OPTIMAL and validation is None:
+        if isinstance(self.alpha, str) and self.alpha == OPTIMAL and validation is None:
             raise UserError("validation", "nothing", "held-out samples: on training samples the best alpha is always 1")
         check_X_y(X, y, multi_output=True, dtype=np.float64)
         X, y = validate_data(self, X, y, multi_output=True, dtype=np.float64)

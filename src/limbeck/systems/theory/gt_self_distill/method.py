@@ -119,7 +119,7 @@ class NetworkSelfDistiller:
         if chain.number == 0:
             return chain.grow(mixture(1.0, self.penalty))
         if not isinstance(self.alpha, str):
-            alpha = self.alpha if isinstance(self.alpha, (int, float)) else self.alpha[chain.number - 1]
+            alpha = self._given(chain.number)
             self.weights.append(Weight(alpha, alpha))
             return chain.grow(mixture(alpha, self.penalty))
         soft = chain.attempt(mixture(0.0, self.penalty), "soft")
@@ -127,6 +127,14 @@ class NetworkSelfDistiller:
         # At 0 the attempt is the generation.
         alpha = self.weights[-1].alpha
         return chain.grow(mixture(alpha, self.penalty)) if alpha > 0 else chain.adopt(soft)
+
+    def _given(self, number: int) -> float:
+        given: Any = self.alpha
+        if isinstance(given, (int, float)):
+            return given
+        if number > len(given):
+            raise UserError("alpha", f"{len(given)} numbers", f"{number} or more, one for each later generation")
+        return float(given[number - 1])
 
     def fit(self, generations: int = 5) -> NetworkSelfDistiller:
         """Grow the chain to ``generations`` networks, the first included."""
