@@ -199,11 +199,14 @@ def _curves(entry: Mapping[str, Any]) -> list[Picture]:
             arm: [run["curves"][name] for run in record["outcomes"].values() if run.get("curves", {}).get(name)]
             for arm, record in entry["arms"].items()
         }
+        # accuracy_by_generation is a curve of the accuracy over generations, all others are over epochs.
+        metric, _, along = name.partition("_by_")
         pictures.append(
             plots.curves(
                 f"curve-{_key(name)}",
-                name,
+                metric,
                 {arm: runs for arm, runs in series.items() if runs},
+                x_label=along.replace("_", " ") or "epoch",
                 stressed=methods,
             )
         )
