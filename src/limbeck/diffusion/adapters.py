@@ -20,7 +20,7 @@ from limbeck.errors import UserError
 
 KINDS = ("UNet2DModel", "UNet2DConditionModel", "UNet3DConditionModel")
 #: Arguments that act on the encoder's side alone; what they add is in the skips.
-_ENCODER_ONLY = (
+ENCODER_ONLY = (
     "down_block_additional_residuals",
     "mid_block_additional_residual",
     "down_intrablock_additional_residuals",
@@ -86,8 +86,9 @@ class SplitDiffusers:
 
     def decode(self, encoded: Encoded, t: Tensor, condition: Any = None) -> Tensor:
         """Run the up blocks with the embedding of ``t``."""
-        given = {k: value for k, value in arguments(self.kind, condition).items() if k not in _ENCODER_ONLY}
-        first, frames = encoded.skips[0], ()
+        given = {k: value for k, value in arguments(self.kind, condition).items() if k not in ENCODER_ONLY}
+        first = encoded.skips[0]
+        frames: tuple[int, ...] = ()
         if self.kind == "UNet3DConditionModel":
             frames = (first.shape[1],)
             encoded = Encoded(encoded.hidden.flatten(0, 1), tuple(skip.flatten(0, 1) for skip in encoded.skips))

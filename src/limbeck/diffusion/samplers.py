@@ -242,7 +242,8 @@ class Euler(Sampler):
         (alpha, alpha_next), (sigma, sigma_next) = _pair(self.grid.alpha, index), _pair(self.grid.sigma, index)
         if alpha == 0:
             raise UserError("sampler", type(self).__name__, "DDIM where no signal is left (zero terminal SNR)")
-        return alpha_next * (x / alpha + (sigma_next / alpha_next - sigma / alpha) * slope)
+        moved: Tensor = alpha_next * (x / alpha + (sigma_next / alpha_next - sigma / alpha) * slope)
+        return moved
 
 
 class Heun(Euler):

@@ -41,6 +41,14 @@ class Encoded:
         """Rows ``start`` to ``stop``."""
         return self._map(lambda tensor: tensor[start:stop])
 
+    @staticmethod
+    def cat(parts: Sequence[Encoded]) -> Encoded:
+        """The rows of several, one behind the other."""
+        if len(parts) == 1:
+            return parts[0]
+        skips = zip(*(part.skips for part in parts), strict=True)
+        return Encoded(torch.cat([part.hidden for part in parts]), tuple(torch.cat(skip) for skip in skips))
+
     @property
     def bytes(self) -> int:
         """What it takes in memory."""

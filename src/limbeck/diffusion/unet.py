@@ -110,7 +110,7 @@ class SmallUNet(nn.Module):
         hidden = self.conv_in(x)
         skips = [hidden]
         for level in self.down:
-            for part in level:  # type: ignore[attr-defined]
+            for part in level:  # type: ignore[attr-defined]  # a list of modules
                 if isinstance(part, _Block):
                     hidden = part(hidden, embedding)
                     skips.append(hidden)
@@ -182,7 +182,8 @@ class _Attention(nn.Module):
             for part in (self.to_q, self.to_k, self.to_v)
         )
         mixed = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        return hidden + self.to_out(mixed).transpose(1, 2).unflatten(2, (height, width))
+        attended: Tensor = hidden + self.to_out(mixed).transpose(1, 2).unflatten(2, (height, width))
+        return attended
 
 
 def sinusoids(times: Tensor, size: int, longest: float = 10_000.0) -> Tensor:
