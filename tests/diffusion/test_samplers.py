@@ -9,8 +9,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor
 
 from limbeck.diffusion.analytic import MixtureDenoiser
+from limbeck.diffusion.grid import Grid
 from limbeck.diffusion.noise import DiscreteSchedule, EDMSchedule
-from limbeck.diffusion.samplers import DDIM, DPMSolverPP, Euler, FromDiffusers, Grid, Heun, Sampler
+from limbeck.diffusion.samplers import DDIM, DPMSolverPP, Euler, FromDiffusers, Heun, Sampler
 from limbeck.errors import UserError
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -8,49 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from limbeck.data.artefacts import artefact, fetch
 from limbeck.data.split import Split, Splits
 from limbeck.diffusion.denoiser import Guided
+from limbeck.diffusion.grid import Grid
 from limbeck.diffusion.noise import DiscreteSchedule
-from limbeck.diffusion.samplers import DDIM, Grid
+from limbeck.diffusion.samplers import DDIM
 from limbeck.diffusion.unet import SmallUNet
 from limbeck.measure import generation
 from limbeck.models.small import SmallCNN
-from limbeck.nn.transfer import WeightTransfer, shadow_of
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
-from limbeck.testbeds.fashion_mnist import _read
+from limbeck.testbeds.denoising import DiffusionRecipe, denoising_loss, train_denoiser
+from limbeck.testbeds.fashion_mnist import FashionMNIST
 from limbeck.testbeds.images import Pool
-from limbeck.testbeds.recipe import Recipe, frozen, kept_numbers, kept_weights, seeded, train, warm_cosine
+from limbeck.testbeds.recipe import Recipe, kept_numbers, kept_weights, seeded, train
 
-_ARTEFACT = "dataset-fashion-mnist"
 PIXELS, CLASSES = 16, 10
-
-
-@dataclass(frozen=True)
-class DiffusionRecipe:
-    """Training of a denoiser: mean squared error of eps at times drawn evenly.
-
-    Attributes:
-        steps, batch_size, learning_rate: AdamW with a warm start and a cosine to zero.
-        null: share of conditions that become null.
-        momentum: of the average of weights, which is what is kept.
-        seed: of weights, order, times and noise. version: raised when the loop changes what it makes.
-    """
-
-    steps: int
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    null: float = 0.1
-    momentum: float = 0.999
-    seed: int = 0
-    version: int = 1
 
 
 @dataclass(frozen=True)
@@ -142,7 +121,7 @@ class SmallDiffusion(Testbed):
 
     def data_hashes(self) -> dict[str, str]:
         """Hash of the Debian package."""
-        return {_ARTEFACT: artefact(_ARTEFACT).sha256}
+        return FashionMNIST().data_hashes()
 
     def splits(self, seed: int = 0) -> Splits:
         """Training, validation (the last training images in a fixed order) and test images, whatever the seed."""
@@ -163,7 +142,9 @@ class SmallDiffusion(Testbed):
             f"{self.name}-unet",
             content,
             build=lambda: self.student(self.plan.recipe.seed),
-            make=lambda model: train_denoiser(model, self.splits().train, self.schedule, self.plan.recipe),
+            make=lambda model: train_denoiser(
+                model, self.splits().train, self.schedule, self.plan.recipe, null=CLASSES
+            ),
         )
         return made  # type: ignore[return-value]
 
@@ -290,52 +271,15 @@ class SmallDiffusion(Testbed):
     def _references(self) -> dict[str, dict[str, Tensor]]:
         return {}
 
-    @cached_property
+    @property
     def _pools(self) -> tuple[Pool, Pool]:
-        training, test = _read(fetch(_ARTEFACT))
-        return Pool(_small(training.images), training.labels), Pool(_small(test.images), test.labels)
+        return _all_images()
 
 
-def train_denoiser(model: nn.Module, samples: Split, schedule: DiscreteSchedule, recipe: DiffusionRecipe) -> nn.Module:
-    """Train ``model`` to predict eps and return the average of its weights, in eval mode."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    average = shadow_of(model)
-    follow = WeightTransfer(model, average, momentum=recipe.momentum)
-    optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=1e-4)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warm_cosine(step / recipe.steps, 0.02))
-    images, labels = torch.as_tensor(samples.input), samples.labels
-    model.train()
-    for _ in range(recipe.steps):
-        index = torch.randint(len(images), (recipe.batch_size,), generator=generator)
-        x0, condition = images[index], labels[index]
-        # Half of the images are mirrored: clothing looks the same either way.
-        mirrored = torch.rand(len(x0), generator=generator) < 0.5
-        x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(3), x0)
-        condition = torch.where(torch.rand(len(x0), generator=generator) < recipe.null, CLASSES, condition)
-        t = torch.randint(len(schedule), (len(x0),), generator=generator)
-        noise = torch.randn(x0.shape, generator=generator)
-        loss = functional.mse_loss(model(schedule.add_noise(x0, noise, t), t, condition), noise)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        rate.step()
-        follow()
-    return frozen(average)
-
-
-@torch.inference_mode()
-def denoising_loss(model: nn.Module, split: Split, schedule: DiscreteSchedule, batch_size: int = 250) -> float:
-    """Mean squared error of eps over ``split``, at times spread evenly and noises of a fixed seed."""
-    generator = torch.Generator().manual_seed(0)
-    total = 0.0
-    for batch in split.batches(batch_size):
-        x0 = batch["input"]
-        t = torch.linspace(0, len(schedule) - 1, len(x0)).round().long()
-        noise = torch.randn(x0.shape, generator=generator)
-        output = model(schedule.add_noise(x0, noise, t), t, batch["target"])
-        total += float(functional.mse_loss(output, noise, reduction="sum")) / noise[0].numel()
-    return total / len(split)
+@cache
+def _all_images() -> tuple[Pool, Pool]:
+    training, test = FashionMNIST().pools()
+    return Pool(_small(training.images), training.labels), Pool(_small(test.images), test.labels)
 
 
 def _small(images: Tensor) -> Tensor:

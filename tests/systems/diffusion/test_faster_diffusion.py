@@ -21,8 +21,9 @@ from diffusers import (
 from torch import Tensor, nn
 
 from limbeck.diffusion.denoiser import Guided
+from limbeck.diffusion.grid import Grid
 from limbeck.diffusion.noise import DiscreteSchedule
-from limbeck.diffusion.samplers import DDIM, DPMSolverPP, Euler, FromDiffusers, Grid, Heun, Sampler
+from limbeck.diffusion.samplers import DDIM, DPMSolverPP, Euler, FromDiffusers, Heun, Sampler
 from limbeck.diffusion.unet import SmallUNet
 from limbeck.errors import UserError
 from limbeck.systems.diffusion.faster_diffusion.analysis import block_paths, feature_change
