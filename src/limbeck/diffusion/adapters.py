@@ -106,6 +106,11 @@ class SplitDiffusers:
         made: Tensor = type(self.network).forward(shell, stand_in, t, **given, return_dict=False)[0]  # type: ignore[operator]
         return made
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
     def __call__(self, x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
         return self.decode(self.encode(x, t, condition), t, condition)
 

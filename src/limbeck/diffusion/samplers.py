@@ -141,7 +141,7 @@ class DDIM(Sampler):
             x0 = x0.clamp(-self.clip, self.clip)
         (alpha, alpha_next), (sigma, sigma_next) = _pair(self.grid.alpha, index), _pair(self.grid.sigma, index)
         spread = self.eta * sigma_next / sigma * max(0.0, 1 - (alpha / alpha_next) ** 2) ** 0.5
-        moved = alpha_next * x0 + max(0.0, sigma_next**2 - spread**2) ** 0.5 * eps
+        moved: Tensor = alpha_next * x0 + max(0.0, sigma_next**2 - spread**2) ** 0.5 * eps
         if spread > 0:
             moved = moved + spread * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         return moved

@@ -110,7 +110,7 @@ class SmallUNet(nn.Module):
         hidden = self.conv_in(x)
         skips = [hidden]
         for level in self.down:
-            for part in level:  # type: ignore[attr-defined]  # a list of modules
+            for part in level.children():
                 if isinstance(part, _Block):
                     hidden = part(hidden, embedding)
                     skips.append(hidden)
@@ -122,8 +122,8 @@ class SmallUNet(nn.Module):
         """The prediction from what :meth:`encode` gave, perhaps at another time."""
         hidden, skips = encoded.hidden, list(encoded.skips)
         embedding = self.embed(t, condition, len(hidden))
-        for level in reversed(self.up):  # type: ignore[call-overload]
-            for part in level:
+        for level in list(self.up)[::-1]:
+            for part in level.children():
                 if isinstance(part, _Block):
                     hidden = part(torch.cat([hidden, skips.pop()], dim=1), embedding)
                 else:

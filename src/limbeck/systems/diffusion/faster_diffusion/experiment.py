@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ class Sampling(Experiment):
         }
         rounds = 5 if self.size == "full" else 1
         timed = compare_latency(
-            {name: (lambda one=one: one.sample(noise, labels)) for name, one in calls.items()}, rounds=rounds, warmup=1
+            {name: partial(one.sample, noise, labels) for name, one in calls.items()}, rounds=rounds, warmup=1
         )
         return {"speedup": timed["parallel"].speedup, "speedup_serial": timed["serial"].speedup}
 

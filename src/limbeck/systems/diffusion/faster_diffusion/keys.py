@@ -162,7 +162,7 @@ def _threshold_for(changes: Tensor, count: int) -> float:
     """The largest of the measured changes that still gives at least ``count`` keys."""
     if not 1 <= count <= len(changes):
         raise UserError("count", count, f"1 to {len(changes)}")
-    candidates = sorted({0.0, *changes.flatten().tolist()})
+    candidates: list[float] = sorted({0.0, *changes.flatten().tolist()})
     low, high = 0, len(candidates) - 1
     while low < high:
         middle = (low + high + 1) // 2

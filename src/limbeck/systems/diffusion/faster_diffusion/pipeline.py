@@ -140,14 +140,16 @@ class _Run:
     def _times(self, steps: list[int], rows: int) -> Tensor:
         network = self.network.network
         times: Tensor = self.scheduler.timesteps[steps].repeat_interleave(rows)
-        return times.to(network.network.device) if isinstance(network, SplitDiffusers) else times
+        return times.to(network.device) if isinstance(network, SplitDiffusers) else times
 
 
 def _stand_in(network: Any, forward: Any) -> Any:
     """A shallow copy of a module that shares everything but its forward; it is an instance of the same class."""
     copied = copy.copy(network)
     # Hooks of the network fire where it is called itself.
-    hooks = {name: OrderedDict() for name in vars(network) if name.startswith("_forward_") and name.endswith("hooks")}
+    hooks: dict[str, Any] = {
+        name: OrderedDict() for name in vars(network) if name.startswith("_forward_") and name.endswith("hooks")
+    }
     vars(copied).update(hooks, forward=forward)
     return copied
 
