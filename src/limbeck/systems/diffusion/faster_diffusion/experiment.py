@@ -115,11 +115,12 @@ class Sampling(Experiment):
             "decoder_calls": rows.decoder_rows / len(noise) / 2,
             "flops": spent,
             "flops_saved": 1 - spent / everything,
-            **(self.times(way) if way.timed else {}),
         }
         shown = {"samples, a class each": image(contact_sheet(images[:10], 5), enlarge=2)}
         return Outcome(
             metrics,
+            # No metric: the same run gives the same metrics, and times differ.
+            cost=self.times(way) if way.timed else {},
             notes={"keys": list(fast.keys.keys), "steps": len(fast.sampler)} if seed == 0 else {},
             pictures=shown if way.shown and seed == 0 else {},
         )
@@ -254,7 +255,7 @@ class Fifty(Sampling):
             -0.01,
             ABSTRACT,
         ),
-        claim("Sampling is clearly faster: 1.2 times or more", "50ls", "full", "speedup", 0.2, ABSTRACT),
+        claim("A fifth of the FLOPs or more is saved", "50ls", "full", "flops_saved", 0.2, ABSTRACT),
         claim("Nearer to the full sampler than as many even keys", "50ls", "uniform-6", "psnr_to_full"),
         claim("Better FID than as many even keys", "50ls", "uniform-6", "fid_ratio"),
         claim("Dense-late keys are farther from the full sampler", "50ls", "dense-late", "psnr_to_full", 0.0, CODE),
@@ -308,7 +309,7 @@ class Twenty(Sampling):
         claim("Better FID than DDIM with as many FLOPs", "50ls", "ddim-equal-flops", "fid_ratio"),
         claim("Nearer to the full sampler than DDIM with as many FLOPs", "50ls", "ddim-equal-flops", "psnr_to_full"),
         claim("Better FID than DPM-Solver++ with as many FLOPs", "dpm-50ls", "dpm-equal-flops", "fid_ratio"),
-        claim("Sampling is clearly faster: 1.2 times or more", "50ls", "full", "speedup", 0.2, ABSTRACT),
+        claim("A fifth of the FLOPs or more is saved", "50ls", "full", "flops_saved", 0.2, ABSTRACT),
     )
 
 
