@@ -14,6 +14,7 @@ TESTBEDS = {
     "digits": "digits:Digits",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "manpages": "manpages:ManPages",
+    "small_diffusion": "small_diffusion:SmallDiffusion",
 }
 
 __all__ = ["TESTBEDS", "Check", "Gate", "Size", "Split", "Splits", "Testbed", "load", "testbed_class"]
