@@ -78,6 +78,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["export", "nowhere", "--to", "onxx"], "to: given onxx; allowed: onnx, pt2"),
         (["measure", "nowhere"], "run: given nowhere"),
         (["report", "nowhere"], "run: given nowhere"),
+        (["site"], "out: given an empty value"),
         (["run", "pld", "--seeds", "one"], "seeds: given one; allowed: a whole number"),
         (["run", "pld", "--launcher", "slurm"], "launcher: given slurm; allowed: local, ray"),
         (["cache", "--teacher", "hf:t"], "data: given an empty value"),
