@@ -209,12 +209,11 @@ def site(out: str, jobs: int = 2, json: bool = False) -> None:
     """
     from limbeck.report.site import write_site
 
-    quiet = json or not sys.stderr.isatty()
-
     def progress(done: int, count: int) -> None:
         print(f"\r{done} of {count} systems", end="\n" if done == count else "", file=sys.stderr, flush=True)  # noqa: T201
 
-    pages = write_site(out, jobs=jobs, **({} if quiet else {"progress": progress}))
+    watched = sys.stderr.isatty() and not json
+    pages = write_site(out, jobs=jobs, progress=progress if watched else None)
     if json:
         _print_json([str(page) for page in pages])
     else:

@@ -8,7 +8,7 @@ from limbeck.report.markdown import article
 def test_the_first_heading_is_the_title_and_the_others_move_down() -> None:
     page = article("# A *title* of `code`\n\nText.\n\n## Use it\n\n### Deep\n\n## Use it\n", level=3, prefix="page-")
     assert page.title == "A title of code"
-    assert page.headings == (("page-use-it", "Use it"), ("page-use-it-1", "Use it"))
+    assert page.headings == (("page-use-it", "Use it"), ("page-use-it-2", "Use it"))
     assert '<h3 id="page-use-it">Use it</h3>' in page.body
     assert '<h4 id="page-deep">Deep</h4>' in page.body
     assert "<h1" not in page.body

@@ -80,7 +80,7 @@ def write_site(
     root: str | Path | None = None,
     ledger_root: str | Path | None = None,
     jobs: int = 1,
-    progress: Callable[[int, int], None] = lambda done, all: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write the site and return its pages, the index first.
 
@@ -88,7 +88,7 @@ def write_site(
         out: the folder; a new or empty one, or a site that was written before and is now replaced.
         root, ledger_root: of the systems and of the ledger; the package's own by default.
         jobs: pages that are made side by side.
-        progress: is told how many pages of how many are made.
+        progress: is told how many systems of how many have their page.
 
     Raises:
         UserError: ``out`` holds something that is not this site's.
@@ -98,12 +98,15 @@ def write_site(
     systems = [
         System(card, ledger.read(card.family, card.slug, ledger_root)["entries"]) for card in registry.systems(root)
     ]
+    # As the index shows them, so that next and previous are what stands there.
+    systems.sort(key=lambda system: registry.FAMILIES.index(system.card.family))
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         aside.mkdir(parents=True)
         write_page("site_index.html.j2", index_context(systems), aside / INDEX)
         for done, _ in enumerate(_each(_write_system, _tasks(systems, aside), jobs), start=1):
-            progress(done, len(systems))
+            if progress is not None:
+                progress(done, len(systems))
         names = [INDEX, *(system.address for system in systems)]
         (aside / MARK).write_text(json.dumps({"files": [*names, MARK]}, indent=1) + "\n", encoding="utf-8")
         # Again, for what came while the pages were made.
@@ -156,6 +159,7 @@ def system_context(
         "before": before,
         "after": after,
         "tally": [(word, count) for word, count in system.counts.items() if count],
+        "words": VERDICTS,
         "views": views,
         "page": _article(system.card, addresses),
         "missed": _by_verdict(views, "not reproduced"),

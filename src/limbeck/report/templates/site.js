@@ -12,7 +12,7 @@
     text: plain(row.textContent + " " + row.dataset.searched),
   }));
   const chips = [...facets.family].map((input) => ({
-    value: input.value, box: input.parentElement, count: input.parentElement.querySelector("b"),
+    value: input.value, input, box: input.parentElement, count: input.parentElement.querySelector("b"),
   }));
   const values = { family: chips.map((chip) => chip.value) };
   for (const name of ["task", "verdict"]) values[name] = [...facets[name].options].map((option) => option.value);
@@ -56,10 +56,10 @@
 
   function read() {
     const chosen = new URLSearchParams(location.hash.slice(1));
-    for (const name of Object.keys(facets)) {
-      const value = chosen.get(name) ?? "";
-      facets[name].value = values[name].includes(value) ? value : "";
-    }
+    const known = (name) => (values[name].includes(chosen.get(name)) ? chosen.get(name) : "");
+    // One by one: a list of radio buttons cannot be set to "".
+    for (const chip of chips) chip.input.checked = chip.value === known("family");
+    for (const name of ["task", "verdict"]) facets[name].value = known(name);
     search.value = chosen.get("q") ?? "";
     show();
   }
