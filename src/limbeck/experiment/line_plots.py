@@ -14,7 +14,7 @@ from limbeck.errors import UserError
 
 Curve = tuple[Sequence[float] | Any, Sequence[float] | Any]
 _WIDTH, _HEIGHT = 420, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 10, 12, 38
 _LEGEND, _ROW = 9.5, 15
 _INK, _RULE = "#44423d", "#dad6cc"
 # From early to late, readable without colour vision.
