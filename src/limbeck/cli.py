@@ -69,6 +69,8 @@ def show(slug: str, json: bool = False) -> None:
     console.print(f"[bold]{card.title}[/bold] ({card.year})\n{card.idea}\n")
     for line in _recorded_lines(recorded, card.findings):
         console.print(line, highlight=False)
+    if card.unrecorded:
+        console.print(f"not recorded yet: {', '.join(card.unrecorded)}\n")
     page = card.folder / "README.md"
     console.print(Markdown(page.read_text(encoding="utf-8")))
 
