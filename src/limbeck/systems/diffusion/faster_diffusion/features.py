@@ -133,8 +133,8 @@ class Features(Experiment):
                 "norm_range": sum(ranges) / len(ranges),
             },
             curves={
-                "relative change since the last step": series,
-                "norm of the features": norms,
+                "relative_change_by_step": series,
+                "norm_of_features_by_step": norms,
             }
             if seed == 0
             else {},
