@@ -2,10 +2,12 @@
 
 For every block b and step o, with f_b the block's output (averages are over samples and elements):
 
-    change_b(o) = mean (f_b(o) - f_b(o-1))^2 / mean over the steps of mean f_b^2
+    raw_b(o)    = mean (f_b(o) - f_b(o-1))^2
+    change_b(o) = raw_b(o) / mean over the steps of mean f_b^2
     norm_b(o)   = Frobenius norm of f_b(o), per sample
 
-The change is per block relative to the block's own power, so that blocks of any scale compare.
+The change is relative to the block's own power, so that blocks of any scale compare; the raw one is what a plot of
+squared differences shows.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from limbeck.taps import Taps
 
 @dataclass(frozen=True)
 class FeatureChange:
-    """``change`` of every block at the steps 1 ... S - 1, and ``norm`` at the steps 0 ... S - 1."""
+    """``change`` and ``raw`` of every block at the steps 1 ... S - 1, and ``norm`` at the steps 0 ... S - 1."""
 
     change: Mapping[str, list[float]]
+    raw: Mapping[str, list[float]]
     norm: Mapping[str, list[float]]
 
     def mean(self, *blocks: str) -> float:
@@ -49,7 +52,11 @@ def block_paths(network: nn.Module) -> dict[str, str]:
         paths = {f"{name}.{i}": f"{name}.{i}.{blocks[name][i]}" for name in ("down", "up") for i in levels}
         return {"conv_in": "conv_in", **paths, "middle": "middle"}
     if kind_of(network) is None:
-        raise UserError("network", type(network).__name__, "SmallUNet, a UNet of diffusers, or paths of your own")
+        raise UserError(
+            "network",
+            type(network).__name__,
+            "SmallUNet, a UNet of diffusers, or paths of your own",
+        )
     downs, ups = len(network.down_blocks), len(network.up_blocks)  # type: ignore[arg-type]
     return {
         "conv_in": "conv_in",
@@ -77,7 +84,7 @@ def feature_change(
         paths: block -> module path; :func:`block_paths` by default.
     """
     taps = Taps(network, dict(paths or block_paths(network)))
-    change: dict[str, list[float]] = {}
+    raw: dict[str, list[float]] = {}
     power: dict[str, list[float]] = {}
     norm: dict[str, list[float]] = {}
     before: dict[str, Tensor] = {}
@@ -85,10 +92,14 @@ def feature_change(
     try:
         for index in range(len(sampler)):
             with taps.capture() as seen:
-                output = guided(sampler.model_input(state, x, index), sampler.time(index).to(x.device), condition)
+                output = guided(
+                    sampler.model_input(state, x, index),
+                    sampler.time(index).to(x.device),
+                    condition,
+                )
             for name, value in seen.items():
                 if name in before:
-                    change.setdefault(name, []).append(float((value - before[name]).square().mean()))
+                    raw.setdefault(name, []).append(float((value - before[name]).square().mean()))
                 power.setdefault(name, []).append(float(value.square().mean()))
                 norm.setdefault(name, []).append(float(value.flatten(1).norm(dim=1).mean()))
             before = dict(seen)
@@ -96,7 +107,8 @@ def feature_change(
     finally:
         taps.close()
     means = {name: sum(values) / len(values) for name, values in power.items()}
-    return FeatureChange({name: [one / means[name] for one in values] for name, values in change.items()}, norm)
+    change = {name: [one / means[name] for one in values] for name, values in raw.items()}
+    return FeatureChange(change, raw, norm)
 
 
 def _last_block(level: Any) -> int:

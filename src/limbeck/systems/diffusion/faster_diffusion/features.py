@@ -37,7 +37,7 @@ class Features(Experiment):
     testbed = "small_diffusion:plain"
     metric = "log2_change"
     steps = 50
-    seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
+    seeds = {"smoke": (0, 1), "full": (0, 1, 2, 3, 4)}
     samples: Mapping[str, int] = {"smoke": 4, "full": 40}
     arms = {
         "encoder": Arm(Blocks(ENCODER), "mean of the encoder's blocks: down.0 to down.2, middle"),
@@ -66,6 +66,21 @@ class Features(Experiment):
             source="[recalled]",
         ),
         Claim(
+            "Without normalisation the encoder's features move less than the decoder's",
+            "decoder",
+            "encoder",
+            "log2_raw_change",
+            source="[abstract]; added after a pilot on seed 100",
+        ),
+        Claim(
+            "The norm of the encoder's features varies less along the path than the decoder's",
+            "encoder",
+            "decoder",
+            "norm_range",
+            better="lower",
+            source="[recalled]; added after a pilot on seed 100",
+        ),
+        Claim(
             "The encoder's features settle more than the decoder's after the first half",
             "encoder",
             "decoder",
@@ -88,7 +103,11 @@ class Features(Experiment):
 
     def prepare(self) -> dict[str, Any]:
         """The gate of the testbed."""
-        return {"gate": self.bed.gate().as_dict(), "data": self.bed.data_hashes(), "reference": {}}
+        return {
+            "gate": self.bed.gate().as_dict(),
+            "data": self.bed.data_hashes(),
+            "reference": {},
+        }
 
     def run(self, arm: str, seed: int) -> Outcome:
         """Measure along the full sampler's path."""
@@ -96,8 +115,13 @@ class Features(Experiment):
         found = self.measured(seed, blocks.trained)
         series = [sum(values) / len(values) for values in zip(*(found.change[n] for n in blocks.names), strict=True)]
         norms = [sum(values) / len(values) for values in zip(*(found.norm[n] for n in blocks.names), strict=True)]
+        raw = [value for name in blocks.names for value in found.raw[name]]
+        ranges = [max(found.norm[name]) / min(found.norm[name]) for name in blocks.names]
         half = len(series) // 2
-        first, second = sum(series[:half]) / half, sum(series[half:]) / (len(series) - half)
+        first, second = (
+            sum(series[:half]) / half,
+            sum(series[half:]) / (len(series) - half),
+        )
         change = found.mean(*blocks.names)
         return Outcome(
             {
@@ -105,8 +129,15 @@ class Features(Experiment):
                 "log2_change": math.log2(change),
                 "log2_to_encoder": math.log2(change / found.mean(*ENCODER)),
                 "log2_settling": math.log2(first / second),
+                "log2_raw_change": math.log2(sum(raw) / len(raw)),
+                "norm_range": sum(ranges) / len(ranges),
             },
-            curves={"relative change since the last step": series, "norm of the features": norms} if seed == 0 else {},
+            curves={
+                "relative_change_by_step": series,
+                "norm_of_features_by_step": norms,
+            }
+            if seed == 0
+            else {},
         )
 
     @cache  # noqa: B019  (an experiment lives as long as its worker)

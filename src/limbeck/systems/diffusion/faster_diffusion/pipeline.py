@@ -144,7 +144,7 @@ class _Run:
 
 
 def _stand_in(network: Any, forward: Any) -> Any:
-    """A shallow copy of a module that shares everything but its forward; it is an instance of the same class."""
+    """A shallow copy of a module that shares all but its forward and hooks; it is an instance of the same class."""
     copied = copy.copy(network)
     # Hooks of the network fire where it is called itself.
     hooks: dict[str, Any] = {
