@@ -14,6 +14,7 @@ from limbeck.errors import UserError
 
 ROLES = ("none", "rival", "method", "control", "ablation")
 VERDICTS = ("reproduced", "not reproduced", "inconclusive")
+_PICTURE = re.compile(r"data:image/(png|jpeg|svg\+xml);base64,[A-Za-z0-9+/]+={0,2}")
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=@-]*")
 
 
@@ -74,12 +75,16 @@ class Outcome:
         cost: ``seconds`` and whatever else was spent; the worker adds wall and processor seconds.
         notes: small JSON-able extras. ``notes["reliability"]`` (``confidence``, ``accuracy``, ``share`` per
             bin) is drawn.
+        pictures: caption -> data URI (``data:image/png;base64,...``) of what is better looked at than read; the
+            report shows them by arm. Make them with :mod:`limbeck.experiment.pictures`, for one seed of a few arms:
+            the ledger keeps them, and refuses more than 60 kB per entry.
     """
 
     metrics: Mapping[str, float]
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As strict JSON: a number that is not finite becomes null, and ``diverged`` names its metric."""
@@ -93,6 +98,8 @@ class Outcome:
             record["diverged"] = diverged
         if self.notes:
             record["notes"] = plain(self.notes)
+        if self.pictures:
+            record["pictures"] = {caption: checked_picture(uri) for caption, uri in self.pictures.items()}
         return record
 
 
@@ -181,6 +188,13 @@ def load_experiment(reference: str, size: str = "full") -> Experiment:
     experiment = kind(size)
     experiment.check()
     return experiment
+
+
+def checked_picture(uri: str) -> str:
+    """The data URI of an image as it is, or an error: a page shows nothing else, and fetches nothing."""
+    if not _PICTURE.fullmatch(uri):
+        raise UserError("pictures", uri[:40], "data:image/png;base64,... or data:image/svg+xml;base64,...")
+    return uri
 
 
 def finite(value: Any) -> float | None:

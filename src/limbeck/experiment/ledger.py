@@ -22,6 +22,7 @@ from limbeck.experiment.base import ROLES, VERDICTS
 from limbeck.experiment.launchers import write_aside
 
 SCHEMA = 1
+PICTURE_BYTES = 60_000
 _ENTRY: dict[str, type | tuple[type, ...]] = {
     "size": str,
     "testbed": str,
@@ -106,6 +107,8 @@ def write(family: str, slug: str, name: str, entry: Mapping[str, Any], root: str
             "all arms and seeds, size full",
         )
     document = read(family, slug, root)
+    if _picture_bytes(entry) > PICTURE_BYTES:
+        raise UserError("pictures", f"{_picture_bytes(entry)} bytes", f"at most {PICTURE_BYTES} per entry")
     kept = {key: value for key, value in entry.items() if key not in ("partial", "failures")}
     document["entries"][name] = _shorten(kept)
     path = ledger_path(family, slug, root)
@@ -147,6 +150,11 @@ def _validate_arm(place: str, record: Mapping[str, Any], seeds: list[str]) -> No
     for seed, outcome in record["outcomes"].items():
         if not isinstance(outcome.get("metrics"), dict):
             raise UserError(f"{place}.outcomes.{seed}.metrics", outcome.get("metrics"), "a mapping of numbers")
+
+
+def _picture_bytes(entry: Mapping[str, Any]) -> int:
+    runs = [run for arm in entry["arms"].values() for run in arm["outcomes"].values()]
+    return sum(len(uri) for run in runs for uri in run.get("pictures", {}).values())
 
 
 def environment(accelerator: str = "") -> dict[str, Any]:

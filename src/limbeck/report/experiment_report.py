@@ -99,6 +99,7 @@ def experiment_context(entry: Mapping[str, Any], card: Any) -> dict[str, Any]:
         "rows": _rows(entry, metrics),
         "curves": _curves(entry),
         "reliability": _reliability(entry),
+        "pictures": _pictures(entry),
         "cost_sentence": _cost_sentence(entry),
         "cost_columns": [measure(name) for name in cost_names],
         "costs": [(name, _costs(arm, cost_names)) for name, arm in entry["arms"].items()],
@@ -216,6 +217,16 @@ def _reliability(entry: Mapping[str, Any]) -> Picture | None:
         if found:
             diagrams[name] = found[0]
     return plots.reliability("reliability", diagrams) if diagrams else None
+
+
+def _pictures(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every picture that outcomes carry, by caption, so that the arms stand side by side."""
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for name, arm in entry["arms"].items():
+        for seed, run in arm["outcomes"].items():
+            for caption, uri in run.get("pictures", {}).items():
+                shown.setdefault(caption, []).append({"arm": name, "role": arm["role"], "seed": seed, "uri": uri})
+    return [{"caption": caption, "shown": each} for caption, each in shown.items()]
 
 
 def _costs(arm: Mapping[str, Any], names: list[str]) -> list[tuple[str, Any]]:
