@@ -1,7 +1,8 @@
 """Part A: states visited a known number of times, and whether the bonus tells the number.
 
 100 states in 25 groups of four; the groups are visited from 1 to 3,500 times, evenly spaced in the logarithm, some
-49,000 visits in all, in an order drawn anew per seed and in batches of 64. Three kinds of states, three ways of training.
+49,000 visits in all, in an order drawn anew per seed and in batches of 64. Three kinds of states, three ways of
+training.
 """
 
 from __future__ import annotations
