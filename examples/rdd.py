@@ -1,7 +1,7 @@
 """An exploration bonus for somebody else's loop: wrap the vector environment, leave the loop as it is.
 
-The loop below is a plain REINFORCE of the kind one finds in tutorials; it knows nothing of bonuses. The environments are
-minigrid's own, seen as images of pixels, and the bonus is RDD with convolutions, made from nothing and tiny.
+The loop below is a plain REINFORCE of the kind one finds in tutorials; it knows nothing of bonuses. The environments
+are minigrid's own, seen as images of pixels, and the bonus is RDD with convolutions, made from nothing and tiny.
 
     python examples/rdd.py
 """
@@ -63,7 +63,7 @@ def main(steps: int = 60) -> dict[str, float]:
     paid = plain_loop(world, policy, steps)
 
     with world.evaluation():  # bonuses are read, nothing is learnt
-        _, rewards, _, _, infos = world.step(np.zeros(ENVIRONMENTS, dtype=np.int64))
+        *_, infos = world.step(np.zeros(ENVIRONMENTS, dtype=np.int64))
     return {
         "paid": paid,
         "world": float(infos["extrinsic_reward"].mean()),

@@ -128,6 +128,8 @@ def test_numbers_that_are_not_finite_are_refused(kind: str) -> None:
             use(spoilt)
     with pytest.raises(UserError, match="batch of states"):
         reward.bonus(torch.zeros(6))
+    with pytest.raises(UserError, match="states: given ndarray"):
+        reward.bonus(torch.zeros(2, 6).numpy())  # type: ignore[arg-type]
 
 
 def test_frozen_targets_are_in_the_state_and_not_in_the_optimiser() -> None:

@@ -129,4 +129,5 @@ class BonusVectorEnv(VectorWrapper):
         self.warm_up = int(state["warm_up"])
         self._ended = state["ended"].numpy().copy()
         if state["env"] is not None:
-            self.env.load_state_dict(state["env"])
+            restorable: Any = self.env
+            restorable.load_state_dict(state["env"])

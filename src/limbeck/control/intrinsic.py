@@ -70,8 +70,10 @@ def checked(states: Tensor) -> Tensor:
     """``states`` if they are ``[B, ...]`` and finite.
 
     Raises:
-        UserError: a missing batch axis; numbers that are not finite, which would poison networks for ever.
+        UserError: not a tensor; no batch axis; numbers that are not finite, which would poison networks for good.
     """
+    if not isinstance(states, Tensor):
+        raise UserError("states", type(states).__name__, "a torch tensor, [B, ...]")
     if states.ndim < 2:
         raise UserError("states", f"a tensor of shape {list(states.shape)}", "a batch of states, [B, ...]")
     if states.is_floating_point() and not bool(torch.isfinite(states).all()):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def perceptron(inputs: int, hidden: Sequence[int] = (64, 64), outputs: int = 64) -> nn.Sequential:
@@ -47,7 +50,7 @@ class ChannelsFirst(nn.Module):
         return images.movedim(-1, 1)
 
 
-def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(make: Callable[[], Network], seed: int) -> Network:
     """What ``make`` builds, with weights that depend on ``seed`` alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

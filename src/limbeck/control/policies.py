@@ -73,7 +73,7 @@ class Squashed:
             raise UserError("action space", f"bounds {low} to {high}", "finite bounds")
         self.shape = low.shape
         self.low, self.high = (torch.as_tensor(bound.ravel(), dtype=torch.float32) for bound in (low, high))
-        self.raw_shape = (len(self.low),)
+        self.raw_shape: tuple[int, ...] = (len(self.low),)
         self.outputs = 2 * len(self.low)
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:

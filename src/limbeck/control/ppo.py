@@ -281,7 +281,8 @@ def play(
     environments: Any, network: ActorCritic, episodes: int, *, moments: RunningMoments | None = None, seed: int = 0
 ) -> list[float]:
     """Returns of ``episodes`` whole episodes with the best actions; nothing is learnt, counted or paid."""
-    mode, returns = autoreset_mode(environments), []
+    mode = autoreset_mode(environments)
+    returns: list[float] = []
     observations, _ = environments.reset(seed=seed)
     running = np.zeros(environments.num_envs)
     reset = np.zeros(environments.num_envs, dtype=bool)

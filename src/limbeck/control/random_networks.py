@@ -85,18 +85,18 @@ class RandomDistillation(IntrinsicReward):
     @torch.no_grad()
     def bonus(self, states: Tensor) -> Tensor:
         seen = self._seen(states)
-        prediction = self.predictor(seen)
+        prediction: Tensor = self.predictor(seen)
         if callable(self.readout):
             return self.readout(prediction, self.target, seen)
         if self.readout == "sample":
             return (prediction - self.target.sample(seen, self.generator)).square().mean(dim=-1)
-        errors = (prediction - self.target.mean(seen)).square()
+        errors: Tensor = (prediction - self.target.mean(seen)).square()
         if self.readout == "mean":
             return errors.mean(dim=-1)
         variance = self.target.variance(seen).clamp_min(1e-12)
         if self.readout == "drnd":
             return 0.9 * errors.mean(dim=-1) + 0.1 * self._second_moment(prediction, seen, variance)
-        scaled = (errors / variance).mean(dim=-1)
+        scaled: Tensor = (errors / variance).mean(dim=-1)
         return scaled if self.readout == "normalised" else scaled.sqrt()
 
     def _second_moment(self, prediction: Tensor, seen: Tensor, variance: Tensor) -> Tensor:

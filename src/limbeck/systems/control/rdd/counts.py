@@ -7,7 +7,7 @@ training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -270,7 +270,7 @@ class Counts(Experiment):
     testbed = "100 one-hot states, known visits"
     metric = "spearman"
     arms = _arms()
-    claims = (*_claims(arms), *IDENTITIES)
+    claims: Sequence[Claim | Exact] = (*_claims(arms), *IDENTITIES)
     make_states: Callable[[int], Tensor] = staticmethod(one_hot)
 
     def prepare(self) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def explorer(
         mixer=mixer,
         settings=settings,
         seed=seed,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
 
 
