@@ -37,6 +37,7 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/loss_table.py --check
+	$(BIN)/python tools/readme.py --check
 
 check: lint data
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not slow"
@@ -49,6 +50,7 @@ bench: $(READY) data
 
 docs: $(READY)
 	$(BIN)/python tools/loss_table.py
+	$(BIN)/python tools/readme.py
 
 clean:
 	rm -rf build dist demo runs site .pytest_cache .mypy_cache .ruff_cache

@@ -74,13 +74,12 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
 def systems_lines() -> list[str]:
     """One row per system, with how many of its claims came out how."""
     verdicts = ("reproduced", "not reproduced", "inconclusive")
-    lines = [f"| system | idea | {' | '.join(verdicts)} |", "|---|---|---|---|---|"]
+    lines = [f"| system | paper | {' | '.join(verdicts)} |", "|---|---|---|---|---|"]
     for card in registry.systems():
         counts = registry.verdicts(card.slug).values()
         sums = [sum(entry.get(verdict, 0) for entry in counts) for verdict in verdicts]
         page = (card.folder / "README.md").relative_to(ROOT)
-        idea = card.idea.split(". ")[0].rstrip(".")
-        lines.append(f"| [{card.slug}]({page}) | {idea} | " + " | ".join(map(str, sums)) + " |")
+        lines.append(f"| [{card.slug}]({page}) | {card.title} ({card.year}) | " + " | ".join(map(str, sums)) + " |")
     return lines
 
 

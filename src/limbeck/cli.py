@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json as json_format
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ def show(slug: str, json: bool = False) -> None:
 
     console = _console()
     console.print(f"[bold]{card.title}[/bold] ({card.year})\n{card.idea}\n")
-    for line in _recorded_lines(recorded):
+    for line in _recorded_lines(recorded, card.findings):
         console.print(line, highlight=False)
     page = card.folder / "README.md"
     console.print(Markdown(page.read_text(encoding="utf-8")))
@@ -125,14 +125,14 @@ def run(
         reference, size=size, seeds=seeds, arms=arms, jobs=jobs, launcher=launcher, out=folder, fresh=fresh,
         progress=not json, command=command,
     )  # fmt: skip
-    report = write_experiment_report(result, card, folder / "report.html")
+    report = write_experiment_report(result, card, folder / "report.html", name)
     if record and card is not None:
         path = ledger.write(card.family, card.slug, name, result)
         _note(f"recorded in {path}")
     if json:
         _print_json(result)
         return
-    for line in _recorded_lines({"entries": {name: result}}):
+    for line in _recorded_lines({"entries": {name: result}}, card.findings if card else {}):
         _console().print(line, highlight=False)
     _note(f"report  {report}")
 
@@ -376,12 +376,13 @@ def _dispatch(command: str, options: dict[str, Any]) -> int:
     return 0
 
 
-def _recorded_lines(recorded: dict[str, Any]) -> list[str]:
+def _recorded_lines(recorded: dict[str, Any], findings: Mapping[str, Any]) -> list[str]:
     from limbeck.report.tables import format_difference, format_interval, format_spread
+    from limbeck.systems.registry import findings_of
 
     lines = []
     for name, entry in recorded.get("entries", {}).items():
-        metric = entry["metric"]
+        metric, found_out = entry["metric"], findings_of(findings, name)
         lines.append(f"[bold]{name}[/bold]  {entry['testbed']}, seeds {entry['seeds']}, {metric} on test samples")
         for arm, values in entry["arms"].items():
             summary = values["summary"].get(metric, {})
@@ -393,6 +394,8 @@ def _recorded_lines(recorded: dict[str, Any]) -> list[str]:
             if claim["kind"] == "exact" and claim["deviation"] is not None:
                 found, interval = f"deviation {claim['deviation']:.2g}", f"at most {claim['tolerance']:.2g} is allowed"
             lines.append(f"  {claim['verdict']}: {claim['text']} ({found}; {interval})")
+            if finding := found_out.get(claim["text"]):
+                lines.append(f"    [dim]{' '.join(finding.split())}[/dim]")
         lines.append("")
     return lines
 

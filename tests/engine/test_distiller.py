@@ -395,3 +395,34 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Any) -> None:
     with pytest.raises(UserError, match="teacher: given another teacher than the checkpoint's"):
         distiller(network(8)).on_load_checkpoint(checkpoint)
     distiller(network(9)).on_load_checkpoint(checkpoint)
+
+
+class Breaks(Objective):
+    """A loss that is not a number from a given step on, once or for good."""
+
+    needs = Needs(student="logits")
+
+    def __init__(self, at: int, reaches_the_weights: bool = True) -> None:
+        super().__init__()
+        self.at, self.reaches_the_weights, self.step = at, reaches_the_weights, 0
+
+    def forward(self, student: Any, teacher: Any, batch: Any) -> dict[str, Tensor]:
+        self.step += self.training
+        loss = nn.functional.cross_entropy(student["logits"], batch["target"])
+        if self.step != self.at:
+            return {"broken": loss}
+        return {"broken": loss * torch.nan if self.reaches_the_weights else loss + torch.inf}
+
+
+def test_a_training_that_diverged_ends_with_the_reason(tmp_path: Any) -> None:
+    diverging = distiller(objective=CrossEntropy() + Breaks(at=5))
+    with pytest.raises(LimbeckError, match=r"training diverged: .*broken, loss and the weights .* at step 6; a lower"):
+        fit(diverging, loader(), epochs=4, log_every=2, out=tmp_path, accelerator="cpu")
+    assert (
+        not (tmp_path / "last.ckpt").exists()
+        or torch.isfinite(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["student.0.weight"]).all()
+    ), "the checkpoint is from before"
+    once = distiller(objective=Breaks(at=6, reaches_the_weights=False))
+    assert fit(once, loader(), epochs=2, log_every=2, accelerator="cpu").steps == 8
+    asked = distiller(objective=Breaks(at=5))
+    assert fit(asked, loader(), epochs=2, log_every=2, stop_when_diverged=False, accelerator="cpu").steps == 8

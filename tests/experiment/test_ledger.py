@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from limbeck.errors import UserError
-from limbeck.experiment import ledger
+from limbeck.experiment import Outcome, ledger
 from limbeck.experiment.runner import run_experiment
 
 
@@ -40,6 +40,29 @@ def test_what_is_written_is_read_and_other_entries_stay(tmp_path: Path, entry: d
     curve, recorded = (one["arms"]["kd"]["outcomes"]["0"]["curves"]["validation_accuracy"] for one in (entry, main))
     assert recorded == pytest.approx(curve, rel=1e-5)
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_pictures_are_images_and_small(tmp_path: Path, entry: dict[str, Any]) -> None:
+    uri = "data:image/png;base64," + "A" * 40_000
+    assert Outcome({}, pictures={"map": uri}).to_json()["pictures"] == {"map": uri}
+    for bad in ("https://example.org/a.png", "data:text/html;base64,AAAA", 'data:image/png;base64,AA"><b>'):
+        with pytest.raises(UserError, match="pictures"):
+            Outcome({}, pictures={"map": bad}).to_json()
+    drawn = json.loads(json.dumps(entry))
+    outcomes = drawn["arms"]["kd"]["outcomes"]
+    outcomes["0"]["pictures"] = {"map": uri}
+    path = ledger.write("theory", "toy", "main", drawn, tmp_path)
+    assert uri in path.read_text()
+    outcomes["1"]["pictures"] = {"map": uri}
+    with pytest.raises(UserError, match="at most 60000 per entry"):
+        ledger.write("theory", "toy", "main", drawn, tmp_path)
+
+
+def test_numbers_stand_on_one_line_and_texts_stay(tmp_path: Path, entry: dict[str, Any]) -> None:
+    noted = {**entry, "notes": {"brackets": "[ 1, 2 ]"}}
+    path = ledger.write("theory", "toy", "main", noted, tmp_path)
+    assert '"seeds": [0, 1' in path.read_text()
+    assert ledger.read("theory", "toy", tmp_path)["entries"]["main"]["notes"] == {"brackets": "[ 1, 2 ]"}
 
 
 def test_an_incomplete_run_is_not_recorded(tmp_path: Path, entry: dict[str, Any]) -> None:

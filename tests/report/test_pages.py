@@ -85,6 +85,32 @@ def job_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_job_report(result(), tmp_path_factory.mktemp("job") / "report.html")
 
 
+def test_pictures_of_outcomes_stand_side_by_side_by_arm(tmp_path: Path) -> None:
+    drawn = entry()
+    pixel = (
+        "data:image/png;base64,"
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+    )
+    arms = list(drawn["arms"])[:2]
+    for arm in arms:
+        drawn["arms"][arm]["outcomes"]["0"]["pictures"] = {"Samples": pixel}
+    path = write_experiment_report(drawn, CARD, tmp_path / "report.html")
+    page = path.read_text()
+    assert page.count(f'src="{pixel}"') == 2
+    for arm in arms:
+        assert f'alt="Samples: arm {arm}, seed 0"' in page
+
+
+def test_a_finding_about_one_experiment_goes_before_the_one_about_all(tmp_path: Path) -> None:
+    claim = "Ours beats KD by five points"
+    findings = {claim: "Of all experiments.", "small": {claim: "Of the small one."}}
+    for name, said, not_said in (("small", "small one", "all experiments"), ("large", "all experiments", "small one")):
+        page = write_experiment_report(entry(), CARD | {"findings": findings}, tmp_path / f"{name}.html", name)
+        _, text = read(page)
+        assert f"Of the {said}" in text or f"Of {said}" in text
+        assert not_said not in text
+
+
 def test_the_experiment_page_says_everything(experiment_page: Path) -> None:
     _, text = read(experiment_page)
     for name, (description, _, _) in ARMS.items():

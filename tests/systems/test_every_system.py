@@ -35,7 +35,7 @@ def test_card_page_and_ledger(slug: str) -> None:
     assert card.limits
     assert (card.folder / "README.md").read_text().startswith("# ")
     entries = read(card.family, slug)["entries"]
-    assert set(entries) <= set(registry.experiments(slug)), "an entry of the ledger no longer exists"
+    assert set(entries) == set(registry.experiments(slug)), "every experiment is recorded, and nothing else"
     for name, entry in entries.items():
         assert entry["size"] == "full"
         assert not entry.get("partial"), f"{name} was recorded in part"
@@ -43,6 +43,20 @@ def test_card_page_and_ledger(slug: str) -> None:
         for claim in entry["claims"]:
             assert claim["verdict"] in ("reproduced", "not reproduced", "inconclusive")
             assert claim["text"]
+
+
+@pytest.mark.parametrize("slug", CARDS)
+def test_findings_are_about_claims(slug: str) -> None:
+    claims = {
+        name: {claim.text for claim in load_experiment(registry.experiment_reference(slug, name), "full").claims}
+        for name in registry.experiments(slug)
+    }
+    for key, value in CARDS[slug].findings.items():
+        if isinstance(value, str):
+            assert any(key in texts for texts in claims.values()), key
+        else:
+            assert key in claims, f"no experiment {key}"
+            assert value.keys() <= claims[key]
 
 
 @pytest.mark.parametrize(("slug", "name"), ENTRIES)

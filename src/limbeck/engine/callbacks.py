@@ -53,6 +53,31 @@ class KeepBest(Callback):
             pl_module.load_state_dict(self._weights)
 
 
+class StopWhenDiverged(Callback):
+    """Ends a training whose loss and weights are no longer numbers: nothing that follows could mend it.
+
+    It looks every ``every`` steps. A loss alone does not count, since under float16 one batch may overflow and its
+    step is skipped.
+
+    Raises:
+        LimbeckError: naming the step, the terms of the loss that are not finite, and what usually helps.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        step = pl_module.steps_done
+        if not step or step % self.every:
+            return
+        lost = [name for name, value in pl_module.latest_terms.items() if not torch.isfinite(value).all()]
+        if lost and not all(torch.isfinite(weights).all() for weights in pl_module.parameters()):
+            raise LimbeckError(
+                f"training diverged: {', '.join(lost)} and the weights are not finite at step {step}; a lower learning "
+                "rate, a gradient clip or 32-bit precision usually helps"
+            )
+
+
 class Record(Callback):
     """The local log: losses every ``every`` steps and validation after each epoch, in memory and as JSON lines.
 

@@ -16,7 +16,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from limbeck.data.loaders import TensorLoader
-from limbeck.engine.callbacks import KeepBest, Record, Validate
+from limbeck.engine.callbacks import KeepBest, Record, StopWhenDiverged, Validate
 from limbeck.engine.checkpoints import SaveLast, WholeFiles, check_whole
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.peers import PeerDistiller
@@ -73,6 +73,7 @@ def fit(
     checkpoint_seconds: float = 60.0,
     log_every: int = 10,
     gradient_clip: float | None = None,
+    stop_when_diverged: bool = True,
     callbacks: Sequence[Callback] = (),
     **trainer: Any,
 ) -> History:
@@ -92,7 +93,11 @@ def fit(
         progress: a bar, or a callback that shows one.
         checkpoint_seconds: time between two checkpoints inside an epoch.
         gradient_clip: largest norm of the gradient.
+        stop_when_diverged: raise when the loss and the weights are no longer finite, seen every ``log_every`` steps.
         trainer: anything else that Lightning's Trainer takes (``devices``, ``strategy``, ``precision``, ``logger``).
+
+    Raises:
+        LimbeckError: the training diverged.
 
     With several processes the loss, its gradients and the log are those of the global batch.
     """
@@ -107,7 +112,10 @@ def fit(
     resumed = check_whole(last) if last is not None and last.exists() else None
     best = KeepBest(select, higher=select_higher) if select else None
     record = Record(folder, log_every, validate, best)
-    own = [record, *([best] if best else []), *callbacks, SaveLast(folder, checkpoint_seconds)]
+    own: list[Callback] = [record, *([best] if best else [])]
+    if stop_when_diverged:
+        own.append(StopWhenDiverged(log_every))
+    own += [*callbacks, SaveLast(folder, checkpoint_seconds)]
     if isinstance(progress, Callback):
         own.append(progress)
     _quiet()

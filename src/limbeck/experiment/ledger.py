@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,8 +114,14 @@ def write(family: str, slug: str, name: str, entry: Mapping[str, Any], root: str
     document["entries"][name] = _shorten(kept)
     path = ledger_path(family, slug, root)
     validate(document, str(path))
-    write_aside(path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_aside(path, _text(document))
     return path
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    """JSON that a person can compare line by line: a key a line, and a list of numbers on one."""
+    indented = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"\[\n\s+([-+\d.eE,\s]+?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", indented) + "\n"
 
 
 def validate(document: Any, where: str = "ledger") -> None:

@@ -84,7 +84,8 @@ class PeerExperiment(LogitExperiment):
         def trained(distiller: PeerDistiller | Distiller) -> History:
             loader = TensorLoader(splits.train, min(batch_size, len(splits.train)), seed=seed)
             validate = self.peer_validator(networks, splits.validation)
-            return fit(distiller, loader, epochs=epochs, seed=seed, validate=validate, log_every=1, accelerator="cpu")
+            options = {"log_every": 1, "stop_when_diverged": False, "accelerator": "cpu"}
+            return fit(distiller, loader, epochs=epochs, seed=seed, validate=validate, **options)
 
         if chosen.options.get("offline", False):
             history = self._offline(networks, objectives, optimizer, splits.train, trained)

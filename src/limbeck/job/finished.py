@@ -104,9 +104,9 @@ def write_report(out: Path) -> Path:
         return write_job_report(read_result(out), out / "report.html")
     if (out / "entry.json").is_file():
         entry = json.loads((out / "entry.json").read_text())
-        module = json.loads((out / "run.json").read_text())["experiment"].partition(":")[0].split(".")
+        module, _, name = json.loads((out / "run.json").read_text())["experiment"].partition(":")
         slugs = [card.slug for card in registry.systems()]
-        slug = next((part.replace("_", "-") for part in module if part.replace("_", "-") in slugs), None)
-        return write_experiment_report(entry, registry.card(slug) if slug else None, out / "report.html")
+        slug = next((part for part in module.replace("_", "-").split(".") if part in slugs), None)
+        return write_experiment_report(entry, registry.card(slug) if slug else None, out / "report.html", name)
     hint = "it holds no result.json or entry.json"
     raise UserError("run", str(out), "a folder of limbeck distill or limbeck run", hint)

@@ -20,6 +20,7 @@ from limbeck.report.tables import (
     format_spread,
     format_value,
 )
+from limbeck.systems.registry import findings_of
 
 ROLE_IN_WORDS = {
     "none": "no distillation",
@@ -39,23 +40,24 @@ _CARD = {
 }
 
 
-def write_experiment_report(entry: Mapping[str, Any], card: Any, path: str | Path) -> Path:
+def write_experiment_report(entry: Mapping[str, Any], card: Any, path: str | Path, name: str = "") -> Path:
     """Write the page of one ledger entry.
 
     Args:
         entry: as :func:`limbeck.experiment.run_experiment` returns it and the ledger stores it.
         card: the system's card (a dataclass or mapping with the fields of card.toml), or None.
         path: the HTML file.
+        name: of the experiment, by which the card's findings are chosen.
     """
-    return write_page("experiment.html.j2", experiment_context(entry, card), path)
+    return write_page("experiment.html.j2", experiment_context(entry, card, name), path)
 
 
-def experiment_context(entry: Mapping[str, Any], card: Any) -> dict[str, Any]:
+def experiment_context(entry: Mapping[str, Any], card: Any, name: str = "") -> dict[str, Any]:
     """What the template shows; the site builds its pages of systems from the same."""
     facts: dict[str, Any] = _CARD | (
         asdict(card) if is_dataclass(card) and not isinstance(card, type) else dict(card or {})
     )
-    findings = facts.get("findings") or {}
+    findings = findings_of(facts.get("findings") or {}, name)
     metrics = [
         one
         for _, measures in grouped(name for arm in entry["arms"].values() for name in arm["summary"])

@@ -73,8 +73,8 @@ class Card:
         parts: what it is built from. ``limits``: when not to use it, what was not shown.
         faithful: ``from code``, ``from paper`` or ``reconstructed``.
         released_versus_paper: where the official code departs from the paper, and what is the default here.
-        findings: text of a claim -> why it did not reproduce, as far as it was sought; shown with the
-            verdict.
+        findings: text of a claim -> why it came out as it did, as far as it was sought; shown with the verdict.
+            A table of that kind under the name of an experiment (``[findings.few_labels]``) is about it alone.
         folder, module: where it lives.
     """
 
@@ -92,9 +92,16 @@ class Card:
     paper: str = ""
     official_code: str = ""
     released_versus_paper: tuple[str, ...] = ()
-    findings: Mapping[str, str] = field(default_factory=dict)
+    findings: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
     folder: Path = Path()
     module: str = ""
+
+
+def findings_of(findings: Mapping[str, str | Mapping[str, str]], experiment: str) -> dict[str, str]:
+    """Text of a claim -> finding, as they hold for one experiment: those about it alone go before those about all."""
+    general = {claim: text for claim, text in findings.items() if isinstance(text, str)}
+    own = findings.get(experiment, {})
+    return general if isinstance(own, str) else {**general, **own}
 
 
 def systems(root: str | Path | None = None, *, family: str = "", task: str = "") -> list[Card]:
@@ -243,13 +250,18 @@ def _check_value(file: Path, key: str, value: Any, kind: type[Any], required: bo
     where = f"card {file}: {key}"
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(where, value, f"a {kind.__name__}")
-    inner = value if kind is list else value.values() if kind is dict else ()
+    inner = value if kind is list else _texts(value) if kind is dict else ()
     if any(not isinstance(item, str) or not item.strip() for item in inner):
         raise UserError(where, value, "texts, none of them empty")
     if required and kind is str and not value.strip():
         raise UserError(where, "", "a text")
     if key == "parts" and not value:
         raise UserError(where, "[]", "at least one part")
+
+
+def _texts(table: Mapping[str, Any]) -> list[Any]:
+    """The values of a table, and of the tables in it."""
+    return [text for value in table.values() for text in (value.values() if isinstance(value, dict) else (value,))]
 
 
 def _check_place(file: Path, data: Mapping[str, Any]) -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from limbeck.data.artefacts import artefact, fetch
 from limbeck.data.split import Split, Splits
 from limbeck.errors import UserError, require
+from limbeck.models.sentence import SentenceEncoder
+from limbeck.nn.transfer import keep_layers
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
 from limbeck.testbeds.code_corpus import Corpus, Function, corpus
 from limbeck.testbeds.recipe import frozen, kept_numbers
@@ -101,20 +102,12 @@ class CodeSearch(Testbed):
 
     def sliced(self, layers: Sequence[int]) -> nn.Module:
         """A copy of the teacher that keeps only ``layers``."""
-        model = self._encoder()
-        model.encoder.layer = nn.ModuleList(model.encoder.layer[position] for position in layers)
-        model.config.num_hidden_layers = len(layers)
-        sliced: nn.Module = model
-        return sliced
+        return keep_layers(self._encoder(), layers)
 
     def encoder(self, model: nn.Module, batch_size: int = 32) -> Encode:
         """``texts -> unit embeddings [N, width]`` of a transformers encoder, by the mean of its tokens."""
-        tokenizer = self.tokenizer()
-
-        def encode(texts: Sequence[str]) -> Tensor:
-            return _encode(model, tokenizer, texts, self.plan.max_length, batch_size)
-
-        return encode
+        encoder = SentenceEncoder(model, self.tokenizer(), max_length=self.plan.max_length)
+        return partial(encoder.encode, batch_size=batch_size)
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Retrieval quality of a transformers encoder on a held-out split."""
@@ -168,23 +161,3 @@ def _texts(found: list[Function], start: int) -> Split:
     numbers = torch.arange(start, start + len(found))
     texts = [function.doc for function in found] + [function.code for function in found]
     return Split(texts, torch.cat([numbers, numbers]), torch.cat([2 * numbers, 2 * numbers + 1]))
-
-
-def _encode(model: nn.Module, tokenizer: Any, texts: Sequence[str], max_length: int, batch_size: int) -> Tensor:
-    # Sorted by length, a batch holds hardly any padding.
-    order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
-    was_training = model.training
-    model.eval()
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = [texts[position] for position in order[start : start + batch_size]]
-            tokens = tokenizer(chosen, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-            hidden = model(**tokens).last_hidden_state
-            weight = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-            parts.append(functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1))
-    model.train(was_training)
-    embeddings = torch.cat(parts)
-    restored = torch.empty_like(embeddings)
-    restored[torch.tensor(order)] = embeddings
-    return restored.clone()

@@ -31,7 +31,6 @@ from limbeck.systems.classification.sinkd.method import (
     token_rows,
     top_classes,
 )
-from limbeck.systems.registry import read_card
 
 
 def logits(*shape: int, seed: int) -> Tensor:
@@ -275,10 +274,6 @@ def test_every_arm_of_the_bumps_runs_and_repeats(arm: str) -> None:
     assert all(value == value for value in first.metrics.values())
 
 
-def test_the_card_and_the_experiments_are_whole() -> None:
-    folder = Path(experiment.__file__).parent
-    card = read_card(folder / "card.toml")
-    asked = {claim.text for kind in experiment.EXPERIMENTS.values() for claim in kind("full").claims}
-    assert set(card.findings) <= asked
+def test_the_experiments_are_whole() -> None:
     for kind in experiment.EXPERIMENTS.values():
         kind("full").check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from limbeck.engine import OptimizerSettings
 from limbeck.experiment import Arm, Claim, Exact, LogitExperiment, Outcome
 from limbeck.experiment.logits import make_objective
 from limbeck.objectives import DIST, DKD, KL, CrossEntropy
@@ -112,7 +113,14 @@ def comparisons(arms: Mapping[str, Arm], where: str) -> tuple[Claim, ...]:
 
 
 class PLDExperiment(LogitExperiment):
-    """The shared logit experiment, which also reports how much of the loss falls on the label in PLD's own arms."""
+    """The shared logit experiment, which also reports how much of the loss falls on the label in PLD's own arms.
+
+    Length and learning rate were chosen on the validation part of seed 100, which is not recorded, by the arms
+    without PLD: at a rate of 3e-3 and half the length every student is under-trained, and KD at temperature 4
+    lies below cross-entropy for that reason alone.
+    """
+
+    optimizer = OptimizerSettings(lr=1e-2, weight_decay=1e-4, warmup=0.05)
 
     def run(self, arm: str, seed: int) -> Outcome:
         outcome = super().run(arm, seed)
@@ -131,7 +139,7 @@ class ManyClasses(PLDExperiment):
 
     title = "Many classes, the teacher's own training data"
     testbed = "fashion_mnist:many_classes"
-    epochs = 3
+    epochs = 4
     arms = without("pld-unlabelled", "pld-other-image")
     claims = (*comparisons(arms, "with 80 classes"), *PROPERTIES)
 
@@ -141,7 +149,7 @@ class FewLabels(PLDExperiment):
 
     title = "Few classes, few labels"
     testbed = "fashion_mnist:few_labels"
-    epochs = 30
+    epochs = 80
     arms = without("dist-t1", "dkd-t1")
     claims = comparisons(arms, "with few labels")
 
@@ -151,7 +159,7 @@ class SameData(PLDExperiment):
 
     title = "Few classes, the teacher's own training data"
     testbed = "fashion_mnist:plain"
-    epochs = 4
+    epochs = 8
     arms = without("kd-t1", "dist-t1", "dkd", "dkd-t1", "pld-unlabelled", "pld-other-image", "pld-t0.5", "pld-t2")
     claims = comparisons(arms, "with ten classes")
 
