@@ -77,19 +77,6 @@ def test_an_incomplete_run_is_not_recorded(tmp_path: Path, entry: dict[str, Any]
     assert not (tmp_path / "theory").exists()
 
 
-def test_pictures_are_kept_while_they_are_small(tmp_path: Path, entry: dict[str, Any]) -> None:
-    for size, allowed in ((10, True), (ledger.PICTURE_BYTES + 1, False)):
-        drawn = copy.deepcopy(entry)
-        drawn["arms"]["kd"]["outcomes"]["0"]["pictures"] = {"a map": "x" * size}
-        if allowed:
-            ledger.write("theory", "toy", "main", drawn, tmp_path)
-            kept = ledger.read("theory", "toy", tmp_path)["entries"]["main"]["arms"]["kd"]["outcomes"]["0"]
-            assert kept["pictures"] == {"a map": "x" * size}
-        else:
-            with pytest.raises(UserError, match="pictures: given 60001 bytes"):
-                ledger.write("theory", "toy", "main", drawn, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [

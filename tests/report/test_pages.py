@@ -172,20 +172,6 @@ def test_a_closed_gate_is_said_first_and_a_bare_entry_still_makes_a_page(tmp_pat
     assert "This experiment states no claim." in text
 
 
-def test_pictures_of_outcomes_stand_side_by_side_by_caption(tmp_path: Path) -> None:
-    drawn = entry()
-    uri = "data:image/png;base64,iVBORw0KGgo="
-    for arm in ("kd", "ours"):
-        drawn["arms"][arm]["outcomes"]["0"]["pictures"] = {"Visits & places": uri}
-    path = write_experiment_report(drawn, CARD, tmp_path / "report.html")
-    reader, text = read(path)
-    assert reader.fetched.count(uri) == 2
-    assert text.count("Visits & places") == 1
-    assert "kd, seed 0" in text
-    assert 'alt="Visits &amp; places: arm ours, seed 0"' in path.read_text()
-    assert "Pictures" not in read(write_experiment_report(entry(), CARD, tmp_path / "plain.html"))[1]
-
-
 def test_an_arm_that_always_diverged_is_shown_as_such(tmp_path: Path) -> None:
     lost = copy.deepcopy(entry())
     for outcome in lost["arms"]["random"]["outcomes"].values():
