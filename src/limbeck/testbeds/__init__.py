@@ -14,6 +14,7 @@ TESTBEDS = {
     "digits": "digits:Digits",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "manpages": "manpages:ManPages",
+    "tu_graphs": "tu_graphs:TUGraphs",
 }
 
 __all__ = ["TESTBEDS", "Check", "Gate", "Size", "Split", "Splits", "Testbed", "load", "testbed_class"]
