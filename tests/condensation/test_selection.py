@@ -68,6 +68,12 @@ def test_a_budget_is_filled_class_by_class_with_what_still_fits() -> None:
         assert size([*chosen.tolist(), row]) > 24, "nothing that fits is left out"
 
 
+def test_a_budget_below_one_sample_per_class_leaves_classes_out_by_the_seed() -> None:
+    chosen = [select(random_order, POINTS, TARGET, budget=2, size=len, every_class=False, seed=s) for s in range(8)]
+    assert {len(set(TARGET[rows].tolist())) for rows in chosen} == {2}
+    assert len({tuple(sorted(TARGET[rows].tolist())) for rows in chosen}) > 1
+
+
 def test_budgets_that_buy_too_little_are_refused() -> None:
     with pytest.raises(UserError, match="budget: given 2 bytes; .*1 classes have none"):
         select(random_order, POINTS, TARGET, budget=2, size=len)

@@ -26,29 +26,35 @@ def herding_order(features: Tensor, seed: int = 0) -> Tensor:
 
     The seed plays no part; of equal samples the first is taken.
     """
-    mean, chosen = features.mean(dim=0), list[int]()
-    total = torch.zeros_like(mean)
+    values = features.double()
+    products, to_mean = values @ values.T, values @ values.mean(dim=0)
+    own, with_chosen, chosen = products.diagonal(), torch.zeros_like(to_mean), list[int]()
     free = torch.ones(len(features), dtype=torch.bool)
     for size in range(1, len(features) + 1):
-        distance = ((total + features) / size - mean).square().sum(dim=1)
+        # |(t + f) / k - m|^2, t the sum of the chosen, but for what is the same for every candidate f.
+        distance = (2 * with_chosen + own) / size - 2 * to_mean
         best = int(torch.where(free, distance, torch.inf).argmin())
         chosen.append(best)
         free[best] = False
-        total = total + features[best]
+        with_chosen = with_chosen + products[best]
     return torch.tensor(chosen, dtype=torch.int64)
 
 
 def k_center_order(features: Tensor, seed: int = 0) -> Tensor:
     """The sample nearest to the mean, then each time the one farthest from all chosen (Gonzalez, 1985; Sener and
     Savarese, ICLR 2018). The seed plays no part."""
-    chosen = [int((features - features.mean(dim=0)).square().sum(dim=1).argmin())]
-    nearest = (features - features[chosen[0]]).square().sum(dim=1)
-    nearest[chosen[0]] = -1
+    values = features.double()
+    values = values - values.mean(dim=0)
+    products = values @ values.T
+    own = products.diagonal()
+    chosen = [int(own.argmin())]
+    nearest = own + own[chosen[0]] - 2 * products[chosen[0]]
+    nearest[chosen[0]] = -torch.inf
     while len(chosen) < len(features):
         best = int(nearest.argmax())
         chosen.append(best)
-        nearest = torch.minimum(nearest, (features - features[best]).square().sum(dim=1))
-        nearest[chosen] = -1
+        nearest = torch.minimum(nearest, own + own[best] - 2 * products[best])
+        nearest[chosen] = -torch.inf
     return torch.tensor(chosen, dtype=torch.int64)
 
 
@@ -60,6 +66,7 @@ def select(
     per_class: int | None = None,
     budget: int | None = None,
     size: Callable[[Sequence[int]], int] | None = None,
+    every_class: bool = True,
     seed: int = 0,
 ) -> Tensor:
     """Positions of the chosen samples, class by class in turn.
@@ -71,6 +78,8 @@ def select(
         per_class: samples of every class; or
         budget: most bytes, with ``size``: positions -> bytes of a set of these samples. The classes take turns; a
             sample that no longer fits is passed over for the next one of its class that does.
+        every_class: refuse a budget that does not buy a sample of every class; otherwise the classes that come first in
+            an order drawn from the seed get one.
         seed: of random orders.
 
     Raises:
@@ -84,6 +93,9 @@ def select(
     ranked = {label: rows[order(features[rows], seed)].tolist() for label, rows in members.items()}
     if per_class is not None or budget is None or size is None:
         return torch.tensor([row for rows in ranked.values() for row in rows[:per_class]], dtype=torch.int64)
+    if not every_class:
+        turns = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed)).tolist()
+        ranked = {classes[turn]: ranked[classes[turn]] for turn in turns}
     chosen: list[int] = []
     while any(ranked.values()):
         for rows in ranked.values():
@@ -93,7 +105,7 @@ def select(
                     chosen.append(row)
                     break
     missing = set(classes) - set(target[chosen].tolist())
-    if missing:
+    if missing and every_class:
         raise UserError(
             "budget", f"{budget} bytes", "room for a sample of every class", f"{len(missing)} classes have none"
         )

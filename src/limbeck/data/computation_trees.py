@@ -137,16 +137,25 @@ def forest(trees: ComputationTrees, ids: Sequence[int], counts: Sequence[float] 
     )
 
 
-def tree_histograms(graphs: Sequence[Graph], hops: int, *, largest: int = 5_000) -> Tensor:
+def tree_histograms(graphs: Sequence[Graph], hops: int, *, least_graphs: int = 1, largest: int = 5_000) -> Tensor:
     """How often each tree of depth 0 to ``hops`` occurs in each graph: the features of the Weisfeiler-Leman subtree
-    kernel, float ``[G, T]`` (Shervashidze et al., JMLR 2011)."""
+    kernel, float ``[G, T]`` (Shervashidze et al., JMLR 2011).
+
+    Args:
+        least_graphs: leave out trees that fewer graphs have: alone in its graph, a tree is like nothing.
+        largest: see :class:`ComputationTrees`.
+    """
     trees = ComputationTrees(hops, largest=largest)
     counted: list[Mapping[int, int]] = [
         Counter(tree for level in trees.of(graph, levels=True) for tree in level) for graph in graphs
     ]
-    features = torch.zeros(len(graphs), len(trees))
+    holders = Counter(tree for counts in counted for tree in counts)
+    column = {tree: place for place, tree in enumerate(sorted(t for t, n in holders.items() if n >= least_graphs))}
+    features = torch.zeros(len(graphs), len(column))
     for row, counts in enumerate(counted):
-        features[row, list(counts)] = torch.tensor(list(counts.values()), dtype=torch.float32)
+        for tree, count in counts.items():
+            if tree in column:
+                features[row, column[tree]] = count
     return features
 
 

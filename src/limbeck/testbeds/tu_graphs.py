@@ -48,7 +48,7 @@ class Regime:
     about: str
     graphs: str
     layers: int
-    per_class: int
+    per_class: float
     steps: int
     lowest: float
     highest: float
@@ -65,8 +65,9 @@ class TUGraphs(Testbed):
     networks: ClassVar[tuple[str, ...]] = ("gin", "gcn", "gat")
     regimes: ClassVar[Mapping[str, Regime]] = {
         "plain": Regime("MUTAG, 188 molecules, two classes", "MUTAG", 2, 5, 400, 0.75, 0.98, 0.05),
-        "cuneiform": Regime("Cuneiform, 267 drawings of 30 signs", "Cuneiform", 1, 1, 400, 0.3, 0.98, 0.02),
-        "motif": Regime("3,000 generated graphs, a house or a ring", "", 2, 5, 400, 0.75, 0.999, 0.05, count=3000),
+        "cuneiform": Regime("Cuneiform, 267 drawings of 30 signs", "Cuneiform", 1, 0.6, 250, 0.3, 0.98, 0.1),
+        # GIN may learn the motif perfectly: the lead over few graphs shows that there is room all the same.
+        "motif": Regime("3,000 generated graphs, a house or a ring", "", 2, 5, 300, 0.75, 1.0, 0.05, count=3000),
     }
 
     def __init__(self, regime: str = "plain", size: Size = "full") -> None:
@@ -154,14 +155,18 @@ class TUGraphs(Testbed):
         for seed in _GATE_SEEDS[: 1 if self.size == "smoke" else None]:
             splits = self.splits(seed)
             train, held_out = splits.train, splits.validation
-            chosen = select(
-                random_order, torch.zeros(len(train), 1), train.labels, per_class=self.plan.per_class, seed=seed
-            )
+            chosen = self.few(train, seed)
             for found, data in ((whole, train), (few, train.subset(chosen))):
                 model = train_fresh(lambda: self.network("gin"), data, self.training, seed=seed)
                 found.append(self.evaluate(model, held_out)["accuracy"])
         accuracy = sum(whole) / len(whole)
         return {"all_graphs_accuracy": accuracy, "lead_over_few_graphs": accuracy - sum(few) / len(few)}
+
+    def few(self, train: Split, seed: int) -> Tensor:
+        """Random training graphs, ``per_class`` for every class on average; below 1 some classes have none."""
+        count, features = round(self.plan.per_class * self.num_classes), torch.zeros(len(train), 1)
+        chosen = select(random_order, features, train.labels, budget=count, size=len, every_class=False, seed=seed)
+        return chosen
 
     @property
     def _count(self) -> int:

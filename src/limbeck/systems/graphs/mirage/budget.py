@@ -27,8 +27,8 @@ class Miner(Protocol):
 def fill_budget(miner: Miner, budget: int) -> tuple[dict[int, int], dict[int, Mined]]:
     """Thresholds and filtered sets of at most ``budget`` bytes.
 
-    Every class gets an equal share of the bytes and the lowest threshold whose sets fit it. The class filter then leaves
-    room, so the share is raised, by doubling and then by bisection, as long as what is left fits the whole.
+    Every class gets an equal share of the bytes and the lowest threshold whose sets fit it. The class filter then
+    leaves room, so the share is raised, by doubling and then by bisection, as long as what is left fits the whole.
     """
     low = budget // len(miner.transactions_)
     best, high, highest = _within_share(miner, low), 2 * low, 64 * low

@@ -1,7 +1,8 @@
 """The experiments of Mirage: real molecules, real signs, and generated graphs whose motif is known.
 
-Every arm but ``full`` has the bytes of a few real graphs per class: five in MUTAG and among the generated graphs, one
-in Cuneiform. GIN, GCN and GAT are trained from scratch on the set of an arm and tested on real graphs.
+Every arm but ``full`` has the bytes of a few real graphs: five per class in MUTAG and among the generated graphs. One
+drawing of every sign is nearly all there is to know of Cuneiform, so there the budget buys six drawings for ten signs.
+GIN, GCN and GAT are trained from scratch on the set of an arm and tested on real graphs.
 """
 
 from __future__ import annotations
@@ -37,14 +38,22 @@ def everything(task: Task) -> Split:
 
 def coreset(order: Order, task: Task) -> DistilledSet:
     """Real graphs within the budget, ranked by their Weisfeiler-Leman histograms."""
-    features = tree_histograms(task.train.input, task.bed.plan.layers)
-    features = features / features.norm(dim=1, keepdim=True)
+    features = tree_histograms(task.train.input, task.bed.plan.layers, least_graphs=2)
+    features = features / features.norm(dim=1, keepdim=True).clamp_min(1e-9)
 
     def size(rows: Sequence[int]) -> int:
         return packed(task.train.subset(rows)).bytes
 
-    chosen = select(order, features, task.train.labels, budget=task.budget, size=size, seed=task.seed)
+    chosen = select(
+        order, features, task.train.labels, budget=task.budget, size=size, every_class=False, seed=task.seed
+    )
     return packed(task.train.subset(chosen))
+
+
+def one_each(task: Task) -> DistilledSet:
+    """A random real graph of every class, whatever it weighs."""
+    labels = task.train.labels
+    return packed(task.train.subset(select(random_order, labels[:, None].float(), labels, per_class=1, seed=task.seed)))
 
 
 def mirage(task: Task, *, shuffled: bool = False, **options: Any) -> DistilledSet:
@@ -69,6 +78,30 @@ CORESETS = {
 ABSTRACT, PAPER, SHEET, OURS = "[abstract]", "[paper, recalled]", "[ours] the sheet", "[ours]"
 # AUC is the paper's metric. Two points are the least that would be worth another method.
 WORTH = 0.02
+
+
+def rivals(kind: str) -> tuple[Claim, ...]:
+    """Against real samples of the same bytes."""
+    return (
+        Claim(
+            f"Mirage beats random {kind} of the same bytes by two points",
+            "mirage",
+            "random",
+            "auc",
+            WORTH,
+            source=SHEET,
+        ),
+        Claim(f"Mirage beats k-center {kind} of the same bytes", "mirage", "k-center", "auc", source=SHEET),
+        Claim(f"Mirage beats herded {kind} of the same bytes", "mirage", "herding", "auc", source=SHEET),
+    )
+
+
+def near_full() -> tuple[Claim, ...]:
+    """Against all data."""
+    return (
+        Claim("Mirage is within ten points of all data in AUC", "mirage", "full", "auc", -0.1, source=ABSTRACT),
+        Claim("Mirage is within ten points of all data in accuracy", "mirage", "full", "accuracy", -0.1, source=SHEET),
+    )
 
 
 class GraphExperiment(CondensationExperiment):
@@ -129,17 +162,8 @@ class Mutag(GraphExperiment):
         "mirage-shuffled": Arm(mined(shuffled=True), "mined under shuffled class labels", "control"),
     }
     claims = (
-        Claim(
-            "Mirage beats random molecules of the same bytes by two points",
-            "mirage",
-            "random",
-            "auc",
-            WORTH,
-            source=SHEET,
-        ),
-        Claim("Mirage beats k-center molecules of the same bytes", "mirage", "k-center", "auc", source=SHEET),
-        Claim("Mirage beats herded molecules of the same bytes", "mirage", "herding", "auc", source=SHEET),
-        Claim("Mirage is within ten points of all data", "mirage", "full", "auc", -0.1, source=ABSTRACT),
+        *rivals("molecules"),
+        *near_full(),
         *(
             Claim(
                 f"The same set beats random molecules with {kind.upper()}",
@@ -172,10 +196,11 @@ class Mutag(GraphExperiment):
 class Cuneiform(GraphExperiment):
     """Which of 30 signs? Topology and point types alone; coordinates are not read."""
 
-    title = "Cuneiform, 30 classes, the bytes of one drawing per class"
+    title = "Cuneiform, 30 classes, the bytes of 18 drawings"
     testbed = "tu_graphs:cuneiform"
     arms = {
         **CORESETS,
+        "one-each": Arm(one_each, "one random drawing of every class, at more bytes", "rival"),
         "mirage": Arm(mined(closed=True, class_filter=False), "closed tree sets, drawn by support", "method"),
         "mirage-uniform": Arm(
             mined(closed=True, class_filter=False), "the same sets, all drawn alike", "ablation", {"weighted": False}
@@ -188,19 +213,16 @@ class Cuneiform(GraphExperiment):
         ),
     }
     claims = (
+        *rivals("drawings"),
+        *near_full(),
         Claim(
-            "Mirage is not worse than random drawings by two points", "mirage", "random", "auc", -WORTH, source=SHEET
-        ),
-        Claim(
-            "Mirage takes half the bytes of the random drawings or less",
+            "Mirage is not worse by two points than one drawing of every class",
             "mirage",
-            "random",
-            "set_share",
-            0.07,
-            "lower",
-            SHEET,
+            "one-each",
+            "auc",
+            -WORTH,
+            source=OURS,
         ),
-        Claim("Mirage is within ten points of all data", "mirage", "full", "auc", -0.1, source=ABSTRACT),
         Claim("The multiset view beats the set view", "mirage-multiset", "mirage", "auc", source=SHEET),
         Claim("It matters which class a set was mined from", "mirage", "mirage-shuffled", "auc", 0.05, source=SHEET),
     )
@@ -219,12 +241,8 @@ class Motif(GraphExperiment):
         "mirage-shuffled": Arm(mined(shuffled=True), "mined under shuffled class labels", "control"),
     }
     claims = (
-        Claim(
-            "Mirage beats random graphs of the same bytes by two points", "mirage", "random", "auc", WORTH, source=SHEET
-        ),
-        Claim("Mirage beats k-center graphs of the same bytes", "mirage", "k-center", "auc", source=SHEET),
-        Claim("Mirage beats herded graphs of the same bytes", "mirage", "herding", "auc", source=SHEET),
-        Claim("Mirage is within ten points of all data", "mirage", "full", "auc", -0.1, source=ABSTRACT),
+        *rivals("graphs"),
+        *near_full(),
         Claim("The class filter helps", "mirage", "mirage-unfiltered", "auc", source="[code] NCI1 script"),
         Claim(
             "Its sets hold the motif's trees, those of shuffled labels do not",
