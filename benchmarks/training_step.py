@@ -32,7 +32,7 @@ from limbeck.objectives import KL, CrossEntropy, FeatureMSE, Objective
 from limbeck.signals import run_network
 from limbeck.sources import Live
 
-STEPS, SKIPPED, CLASSES = 24, 4, 10
+STEPS, SKIPPED, CLASSES = 14, 4, 10
 SETTINGS = OptimizerSettings(lr=1e-3, schedule="constant")
 
 

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limbeck import losses
     from limbeck.data import TensorLoader
-    from limbeck.engine import Distiller, History, OptimizerSettings, PeerDistiller, Phase, fit, run_program
+    from limbeck.engine import (
+        Distiller,
+        Generations,
+        History,
+        OptimizerSettings,
+        PeerDistiller,
+        Phase,
+        fit,
+        run_program,
+    )
     from limbeck.errors import LimbeckError, UserError
     from limbeck.job import Settings, distill
     from limbeck.nn.transfer import WeightTransfer, blend, keep_layers, slice_width
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
         DIST,
         DKD,
         KL,
+        Brier,
         Cosine,
         CrossEntropy,
         FeatureMSE,
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
         LogitObjective,
         Needs,
         Objective,
+        ProbabilityMSE,
         ReverseKL,
         SimilarityDistribution,
         TargetMSE,
@@ -39,13 +50,16 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "data": ("TensorLoader",),
-    "engine": ("Distiller", "History", "OptimizerSettings", "PeerDistiller", "Phase", "fit", "run_program"),
+    "engine": (
+        "Distiller", "Generations", "History", "OptimizerSettings", "PeerDistiller", "Phase", "fit", "run_program",
+    ),
     "errors": ("LimbeckError", "UserError"),
     "job": ("Settings", "distill"),
     "nn.transfer": ("WeightTransfer", "blend", "keep_layers", "slice_width"),
     "objectives": (
-        "DIST", "DKD", "KL", "Cosine", "CrossEntropy", "FeatureMSE", "FeatureObjective", "InfoNCE", "JensenShannon",
-        "LogitObjective", "Needs", "Objective", "ReverseKL", "SimilarityDistribution", "TargetMSE",
+        "DIST", "DKD", "KL", "Brier", "Cosine", "CrossEntropy", "FeatureMSE", "FeatureObjective", "InfoNCE",
+        "JensenShannon", "LogitObjective", "Needs", "Objective", "ProbabilityMSE", "ReverseKL",
+        "SimilarityDistribution", "TargetMSE",
     ),
     "schedules": ("Linear", "Schedule"),
     "signals": ("Signals", "SparseLogits"),
@@ -55,12 +69,12 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "DIST", "DKD", "EMA", "KL", "Average", "Cached", "ClassVectors", "Cosine", "CrossEntropy", "Distiller",
-    "FeatureMSE", "FeatureObjective", "History", "InfoNCE", "JensenShannon", "LimbeckError", "Linear", "Live",
-    "LogitObjective", "Needs", "Objective", "OptimizerSettings", "PeerDistiller", "Phase", "ReverseKL", "Schedule",
-    "Settings", "Signals", "SimilarityDistribution", "Snapshot", "Source", "SparseLogits", "Table", "Taps",
-    "TargetMSE", "TensorLoader", "UserError", "WeightTransfer", "blend", "distill", "edit", "fit", "keep_layers",
-    "losses", "run_program", "slice_width", "swap",
+    "DIST", "DKD", "EMA", "KL", "Average", "Brier", "Cached", "ClassVectors", "Cosine", "CrossEntropy", "Distiller",
+    "FeatureMSE", "FeatureObjective", "Generations", "History", "InfoNCE", "JensenShannon", "LimbeckError",
+    "Linear", "Live", "LogitObjective", "Needs", "Objective", "OptimizerSettings", "PeerDistiller", "Phase",
+    "ProbabilityMSE", "ReverseKL", "Schedule", "Settings", "Signals", "SimilarityDistribution", "Snapshot",
+    "Source", "SparseLogits", "Table", "Taps", "TargetMSE", "TensorLoader", "UserError", "WeightTransfer", "blend",
+    "distill", "edit", "fit", "keep_layers", "losses", "run_program", "slice_width", "swap",
 ]  # fmt: skip
 
 

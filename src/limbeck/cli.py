@@ -69,6 +69,8 @@ def show(slug: str, json: bool = False) -> None:
     console.print(f"[bold]{card.title}[/bold] ({card.year})\n{card.idea}\n")
     for line in _recorded_lines(recorded, card.findings):
         console.print(line, highlight=False)
+    if card.unrecorded:
+        console.print(f"not recorded yet: {', '.join(card.unrecorded)}\n")
     page = card.folder / "README.md"
     console.print(Markdown(page.read_text(encoding="utf-8")))
 
@@ -199,6 +201,27 @@ def report(run: str) -> None:
     _note(f"report  {write_report(Path(run))}")
 
 
+def site(out: str, jobs: int = 2, json: bool = False) -> None:
+    """Make the static site of all systems from cards, ledger and pages; it opens from disk and needs no network.
+
+    Args:
+        out: a new or empty folder, or a site made before, which is replaced as a whole.
+        jobs: pages that are made side by side.
+        json: print the list of pages as JSON.
+    """
+    from limbeck.report.site import write_site
+
+    def progress(done: int, count: int) -> None:
+        print(f"\r{done} of {count} systems", end="\n" if done == count else "", file=sys.stderr, flush=True)  # noqa: T201
+
+    watched = sys.stderr.isatty() and not json
+    pages = write_site(out, jobs=jobs, progress=progress if watched else None)
+    if json:
+        _print_json([str(page) for page in pages])
+    else:
+        _note(f"{len(pages)} pages; begin with {pages[0]}")
+
+
 def data(action: str = "list", names: Sequence[str] = (), all: bool = False, json: bool = False) -> None:
     """List, fetch and verify the real data and pretrained models that testbeds use.
 
@@ -271,10 +294,11 @@ def new(slug: str, family: str, root: str = ".") -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "systems": systems, "show": show, "run": run, "cache": cache, "export": export, "measure": measure,
-    "report": report, "data": data, "doctor": doctor, "new": new,
+    "report": report, "site": site, "data": data, "doctor": doctor, "new": new,
 }  # fmt: skip
 _USAGE = {
     "show": "SLUG ", "run": "SLUG ", "new": "SLUG FAMILY ", "export": "RUN ", "measure": "RUN ", "report": "RUN ",
+    "site": "OUT ",
     "cache": "--teacher REF --data REF --out DIR ", "data": "[list | get | verify] [NAME ...] ",
 }  # fmt: skip
 _DATA_ACTIONS = ("list", "get", "verify")

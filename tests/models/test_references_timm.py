@@ -252,3 +252,12 @@ def test_missing_files_and_arguments():
         load_network("timm:resnet18,pretrained_file=/nowhere/weights.pth")
     with pytest.raises(UserError, match=r"student: .*arguments of this network.*unexpected keyword argument 'foo'"):
         load_network("timm:resnet18,foo=3", key="student", labels=LABELS)
+
+
+def test_a_folder_that_timm_itself_wrote(tmp_path):
+    theirs = timm.create_model("resnet10t", num_classes=3, in_chans=1).eval()
+    timm.models.save_for_hf(theirs, tmp_path / "own", model_config={"label_names": ["a", "b", "c"]})
+    ours = load_network(f"timm:{tmp_path / 'own'}")
+    assert ours.labels == ["a", "b", "c"]
+    pixels = torch.rand(2, 1, 32, 32)
+    assert torch.equal(ours.module.eval()(pixels), theirs(pixels))

@@ -42,11 +42,12 @@ class Page:
         }
 
 
-def open_page(path: Path, *, probe: str = "", width: int = 1000) -> Page:
+def open_page(path: Path, *, probe: str = "", width: int = 1000, fragment: str = "") -> Page:
     """Open ``path`` from file://; ``probe`` is JavaScript that runs at the end of a copy of it.
 
     With a ``width`` below 500, which a window cannot have, the page is shown in a frame of that width; the
-    probe then sees it as ``page`` (a document), as it does otherwise.
+    probe then sees it as ``page`` (a document), as it does otherwise. ``fragment`` goes after the # of the address
+    (of a window, not of a frame).
     """
     browser = shutil.which("chromium")
     assert browser is not None, "chromium is not installed; `make chromium` installs it"
@@ -65,6 +66,10 @@ def open_page(path: Path, *, probe: str = "", width: int = 1000) -> Page:
             copy.write_text(text.replace("</body>", run) if probe else text, encoding="utf-8")
         command = [browser, *FLAGS, f"--user-data-dir={folder}/profile", f"--window-size={max(width, 500)},900"]
         done = subprocess.run(
-            [*command, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=60, check=True
+            [*command, "--dump-dom", copy.as_uri() + (fragment and f"#{fragment}")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
     return Page(done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line])

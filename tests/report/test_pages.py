@@ -248,3 +248,21 @@ def test_a_click_on_a_column_head_sorts_the_arms(experiment_page: Path) -> None:
     assert page.console == []
     assert page.data["order"] == "ours kd ours-uniform none random"
     assert page.data["sorted"] == "descending"
+
+
+def test_a_curve_by_something_else_and_a_plot_are_shown_as_what_they_are(tmp_path: Path) -> None:
+    found = entry()
+    for arm in found["arms"].values():
+        for run in arm["outcomes"].values():
+            run["curves"] = {"accuracy_by_generation": [0.7, 0.8]}
+    found["arms"]["ours"]["outcomes"]["0"]["pictures"] = {
+        "A plot": "data:image/svg+xml;base64,PHN2Zy8+",
+        "A map": "data:image/png;base64,AAAA",
+    }
+    path = write_experiment_report(found, CARD, tmp_path / "report.html")
+    _, text = read(path)
+    assert "Accuracy by generation." in text
+    assert "during training" not in text
+    page = path.read_text(encoding="utf-8")
+    assert page.count('class="gallery plots"') == 1
+    assert page.count('class="gallery"') == 1

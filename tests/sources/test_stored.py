@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -102,3 +105,41 @@ def test_fingerprints_follow_the_content() -> None:
         ClassVectors(one, name="other").fingerprint(),
     }
     assert len(prints) == 6
+
+
+def test_a_table_of_a_source_is_asked_once_and_says_the_same() -> None:
+    live, asked = Live(Network(), taps={"middle": "middle"}), []
+
+    def batches() -> Iterator[dict[str, Any]]:
+        whole = batch()
+        for rows in (slice(0, 5), slice(5, 12)):
+            asked.append(rows)
+            yield {name: value[rows] for name, value in whole.items()}
+
+    source = Table.of(live, batches(), ["logits", "middle"])
+    assert len(asked) == 2
+    check_source(source, batch(), ["logits", "middle"])
+    torch.testing.assert_close(source(batch(), ["logits"])["logits"], live(batch(), ["logits"])["logits"])
+
+
+def test_samples_that_share_an_id_have_one_row_the_first() -> None:
+    class Counting(Source):
+        def __call__(self, batch: Any, needs: Any = ()) -> Any:
+            return {"logits": batch["input"]}
+
+        def fingerprint(self) -> str:
+            return ""
+
+    parts = [
+        {"id": torch.tensor([7, 3, 7]), "input": torch.tensor([[1.0], [2.0], [3.0]])},
+        {"id": torch.tensor([3, 9]), "input": torch.tensor([[4.0], [5.0]])},
+    ]
+    source = Table.of(Counting(), parts)
+    assert source({"id": torch.tensor([3, 7, 9])})["logits"].flatten().tolist() == [2.0, 1.0, 5.0]
+
+
+def test_augmented_batches_and_nothing_make_no_table() -> None:
+    with pytest.raises(UserError, match="augmented ones"):
+        Table.of(Live(Network()), [{**batch(), "view": torch.arange(12)}])
+    with pytest.raises(UserError, match="at least one batch"):
+        Table.of(Live(Network()), [])

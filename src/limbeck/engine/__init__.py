@@ -3,8 +3,19 @@
 from limbeck.engine.checkpoints import Interrupted
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.fit import History, fit
+from limbeck.engine.generations import Generations
 from limbeck.engine.optimizer import OptimizerSettings
 from limbeck.engine.peers import PeerDistiller
 from limbeck.engine.program import Phase, run_program
 
-__all__ = ["Distiller", "History", "Interrupted", "OptimizerSettings", "PeerDistiller", "Phase", "fit", "run_program"]
+__all__ = [
+    "Distiller",
+    "Generations",
+    "History",
+    "Interrupted",
+    "OptimizerSettings",
+    "PeerDistiller",
+    "Phase",
+    "fit",
+    "run_program",
+]

@@ -114,7 +114,9 @@ class Distiller(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.objective.set_progress(self.progress)
-        terms = self.objective(self.student_signals(batch), self.teacher_signals(batch), batch)
+        # The teacher first: what it needs on the way is free again before the student's graph is built.
+        teacher = self.teacher_signals(batch)
+        terms = self.objective(self.student_signals(batch), teacher, batch)
         loss = total(terms)
         logged = {**terms, "loss": loss, **self.objective.observed()}
         self.latest_terms = {name: value.detach() for name, value in logged.items()}

@@ -84,8 +84,17 @@ class PeerExperiment(LogitExperiment):
         def trained(distiller: PeerDistiller | Distiller) -> History:
             loader = TensorLoader(splits.train, min(batch_size, len(splits.train)), seed=seed)
             validate = self.peer_validator(networks, splits.validation)
-            options = {"log_every": 1, "stop_when_diverged": False, "accelerator": "cpu"}
-            return fit(distiller, loader, epochs=epochs, seed=seed, validate=validate, **options)
+            return fit(
+                distiller,
+                loader,
+                epochs=epochs,
+                seed=seed,
+                validate=validate,
+                log_every=1,
+                # A student that diverges is an outcome too.
+                stop_when_diverged=False,
+                accelerator="cpu",
+            )
 
         if chosen.options.get("offline", False):
             history = self._offline(networks, objectives, optimizer, splits.train, trained)

@@ -44,6 +44,7 @@ from limbeck.losses.relations import (
     similarity_distribution,
     similarity_preserving,
 )
+from limbeck.losses.squared import brier, probability_mse
 from limbeck.losses.transport import SinkhornPlan, class_transport, sinkhorn_distance, sinkhorn_plan
 from limbeck.losses.vocabulary import linear_cross_entropy, linear_divergence, linear_sparse_divergence
 
@@ -51,6 +52,7 @@ __all__ = [
     "SinkhornPlan",
     "affinity",
     "attention_transfer",
+    "brier",
     "cka",
     "class_transport",
     "coarsen",
@@ -82,6 +84,7 @@ __all__ = [
     "pairwise_logistic",
     "pearson_distance",
     "plackett_luce",
+    "probability_mse",
     "reduce_rows",
     "reverse_kl",
     "rkd_angle",

@@ -61,19 +61,28 @@ def flops(model: nn.Module, inputs: Inputs) -> float:
         inputs: a tensor or keyword arguments, as in ``batch["input"]``. Sequences cost what their padded
             length does.
     """
+    size = samples(inputs)
+    return count_flops(lambda: _forward(model, inputs), model) / size
+
+
+def count_flops(call: Callable[[], Any], *networks: nn.Module) -> float:
+    """Floating-point operations of whatever ``call`` runs, counted as in :func:`flops`; not per sample.
+
+    Args:
+        networks: those that the call uses, to run in evaluation mode.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    size = samples(inputs)
-    with warnings.catch_warnings(), evaluating(model), plain_attention(), torch.no_grad():
+    with warnings.catch_warnings(), evaluating(*networks), plain_attention(), torch.no_grad():
         warnings.simplefilter("ignore")
         with (
             sdpa_kernel(SDPBackend.MATH),
             torch.backends.mkldnn.flags(enabled=False),
             FlopCounterMode(display=False) as counter,
         ):
-            _forward(model, inputs)
-    return float(counter.get_total_flops()) / size
+            call()
+    return float(counter.get_total_flops())
 
 
 def cost_summary(model: nn.Module, inputs: Inputs) -> dict[str, float]:

@@ -178,7 +178,8 @@ def _saved(timm: Any, folder: Path, wanted: Wanted) -> Network:
     )
     if task in ("embedding", "features"):
         classes = 0
-    arguments = dict(config.get("model_args") or {})
+    # Newer versions of timm repeat there what the head is made by.
+    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
     overlay = dict(config.get("pretrained_cfg") or {})
     module, _ = create(timm, name, {**arguments, "pretrained_cfg_overlay": overlay}, classes, False, wanted)
     ours = config.get("limbeck") or {}

@@ -3,14 +3,16 @@
 from limbeck.objectives.base import Needs, Objective, Scaled, Sum, row_options, total
 from limbeck.objectives.contrastive import InfoNCE
 from limbeck.objectives.features import Cosine, FeatureMSE, FeatureObjective, SimilarityDistribution
-from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ReverseKL
-from limbeck.objectives.supervised import CrossEntropy, TargetMSE
+from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
+from limbeck.objectives.penalties import WeightNorm, with_weight_norm
+from limbeck.objectives.supervised import Brier, CrossEntropy, TargetMSE
 from limbeck.objectives.text import parse_objective
 
 __all__ = [
     "DIST",
     "DKD",
     "KL",
+    "Brier",
     "Cosine",
     "CrossEntropy",
     "FeatureMSE",
@@ -20,12 +22,15 @@ __all__ = [
     "LogitObjective",
     "Needs",
     "Objective",
+    "ProbabilityMSE",
     "ReverseKL",
     "Scaled",
     "SimilarityDistribution",
     "Sum",
     "TargetMSE",
+    "WeightNorm",
     "parse_objective",
     "row_options",
     "total",
+    "with_weight_norm",
 ]

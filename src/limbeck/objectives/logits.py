@@ -83,6 +83,15 @@ class JensenShannon(LogitObjective):
         )
 
 
+class ProbabilityMSE(LogitObjective):
+    """Squared difference of the two networks' probabilities, by default the mean over batch and classes."""
+
+    def __init__(self, temperature: float | Schedule = 1.0, *, per_row: str = "mean", **names: Any) -> None:
+        super().__init__(
+            losses.probability_mse, name="probability_mse", temperature=temperature, per_row=per_row, **names
+        )
+
+
 class DKD(LogitObjective):
     """Decoupled knowledge distillation (Zhao et al., 2022): target and non-target parts weighed apart."""
 

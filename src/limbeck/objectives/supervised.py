@@ -27,6 +27,19 @@ class CrossEntropy(Objective):
         }
 
 
+class Brier(Objective):
+    """Squared difference of the probabilities from the labels, by default the mean over batch and classes."""
+
+    def __init__(self, *, per_row: str = "mean", student: str = "logits") -> None:
+        super().__init__()
+        self.per_row = per_row
+        self.needs = Needs(student=student, target=True)
+
+    def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        logits = dense(student, self.needs.student[0])
+        return {"brier": losses.brier(logits, batch["target"], per_row=self.per_row, **row_options(batch))}
+
+
 class TargetMSE(Objective):
     """Mean squared error with numeric targets, for regression."""
 

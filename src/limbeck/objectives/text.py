@@ -10,17 +10,19 @@ from typing import Any
 from limbeck.errors import UserError
 from limbeck.objectives.base import Objective
 from limbeck.objectives.features import Cosine, FeatureMSE, SimilarityDistribution
-from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, ReverseKL
-from limbeck.objectives.supervised import CrossEntropy, TargetMSE
+from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, ProbabilityMSE, ReverseKL
+from limbeck.objectives.supervised import Brier, CrossEntropy, TargetMSE
 from limbeck.schedules import Cosine as CosineSchedule
 from limbeck.schedules import Linear, Schedule
 
 NAMES: dict[str, Callable[..., Objective]] = {
     "cross_entropy": CrossEntropy,
+    "brier": Brier,
     "target_mse": TargetMSE,
     "kl": KL,
     "reverse_kl": ReverseKL,
     "jensen_shannon": JensenShannon,
+    "probability_mse": ProbabilityMSE,
     "dkd": DKD,
     "dist": DIST,
     "cosine": Cosine,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.experiment.base import VERDICTS
-from limbeck.experiment.statistics import summary
+from limbeck.experiment.statistics import mean_interval, summary
 from limbeck.report import experiment_plots, plots
 from limbeck.report.measures import Measure, grouped, measure
 from limbeck.report.pages import write_page
@@ -17,6 +17,7 @@ from limbeck.report.tables import (
     format_difference,
     format_duration,
     format_interval,
+    format_range,
     format_spread,
     format_value,
 )
@@ -49,11 +50,15 @@ def write_experiment_report(entry: Mapping[str, Any], card: Any, path: str | Pat
         path: the HTML file.
         name: of the experiment, by which the card's findings are chosen.
     """
-    return write_page("experiment.html.j2", experiment_context(entry, card, name), path)
+    context = experiment_context(entry, card, name)
+    return write_page("experiment.html.j2", {**context, "view": context}, path)
 
 
-def experiment_context(entry: Mapping[str, Any], card: Any, name: str = "") -> dict[str, Any]:
-    """What the template shows; the site builds its pages of systems from the same."""
+def experiment_context(entry: Mapping[str, Any], card: Any, name: str = "", prefix: str = "") -> dict[str, Any]:
+    """What the templates show of one experiment.
+
+    ``prefix`` goes before every id, so that a page can show several.
+    """
     facts: dict[str, Any] = _CARD | (
         asdict(card) if is_dataclass(card) and not isinstance(card, type) else dict(card or {})
     )
@@ -67,9 +72,12 @@ def experiment_context(entry: Mapping[str, Any], card: Any, name: str = "") -> d
     claims = [
         claim
         | {
+            "id": f"{prefix}claim{index}",
             "sentence": claim_sentence(claim),
             "finding": findings.get(claim["text"], ""),
-            "picture": experiment_plots.claim_strip(f"claim{index}", claim) if claim.get("differences") else None,
+            "picture": experiment_plots.claim_strip(f"{prefix}claim{index}", claim)
+            if claim.get("differences")
+            else None,
         }
         for index, claim in enumerate(entry["claims"])
     ]
@@ -79,6 +87,7 @@ def experiment_context(entry: Mapping[str, Any], card: Any, name: str = "") -> d
         )
     )
     return {
+        "prefix": prefix,
         "entry": entry,
         "card": facts,
         "title": facts["title"] or entry.get("title") or "Experiment",
@@ -91,16 +100,16 @@ def experiment_context(entry: Mapping[str, Any], card: Any, name: str = "") -> d
         "tally": [(word, count) for word in VERDICTS if (count := sum(claim["verdict"] == word for claim in claims))],
         "setting": _setting(entry),
         "claims": claims,
-        "main_picture": experiment_plots.arms("arms", entry, entry["metric"]),
+        "main_picture": experiment_plots.arms(f"{prefix}arms", entry, entry["metric"]),
         "other_pictures": [
-            (one, experiment_plots.arms(f"arms-{_key(one.name)}", entry, one.name))
+            (one, experiment_plots.arms(f"{prefix}arms-{key_of(one.name)}", entry, one.name))
             for one in metrics
             if one.name != entry["metric"]
         ],
         "columns": metrics,
         "rows": _rows(entry, metrics),
-        "curves": _curves(entry),
-        "reliability": _reliability(entry),
+        "curves": _curves(entry, prefix),
+        "reliability": _reliability(entry, prefix),
         "pictures": _pictures(entry),
         "cost_sentence": _cost_sentence(entry),
         "cost_columns": [measure(name) for name in cost_names],
@@ -168,9 +177,12 @@ def _rows(entry: Mapping[str, Any], metrics: list[Measure]) -> list[dict[str, An
             chosen = (max if one.better == "higher" else min)(means[one.name], default=None) if one.better else None
             best = chosen is not None and found["mean"] == chosen and len(set(means[one.name])) > 1
             diverged = found.get("diverged", 0)
+            values = [run["metrics"].get(one.name) for run in arm["outcomes"].values()]
+            interval = mean_interval([value for value in values if value is not None])
             cells.append(
                 {
                     "text": format_spread(one.name, found["mean"], found["std"]),
+                    "interval": "" if interval is None else format_range(one.name, interval),
                     "best": best and not diverged,
                     "sort": "" if found["mean"] is None else found["mean"],
                     "diverged": diverged,
@@ -188,7 +200,7 @@ def _rows(entry: Mapping[str, Any], metrics: list[Measure]) -> list[dict[str, An
     return rows
 
 
-def _curves(entry: Mapping[str, Any]) -> list[Picture]:
+def _curves(entry: Mapping[str, Any], prefix: str) -> list[Picture]:
     names = dict.fromkeys(
         name for arm in entry["arms"].values() for run in arm["outcomes"].values() for name in run.get("curves", {})
     )
@@ -199,18 +211,21 @@ def _curves(entry: Mapping[str, Any]) -> list[Picture]:
             arm: [run["curves"][name] for run in record["outcomes"].values() if run.get("curves", {}).get(name)]
             for arm, record in entry["arms"].items()
         }
+        # accuracy_by_generation is a curve of the accuracy over generations, all others are over epochs.
+        metric, _, along = name.partition("_by_")
         pictures.append(
             plots.curves(
-                f"curve-{_key(name)}",
-                name,
+                f"{prefix}curve-{key_of(name)}",
+                metric,
                 {arm: runs for arm, runs in series.items() if runs},
+                x_label=along.replace("_", " ") or "epoch",
                 stressed=methods,
             )
         )
     return pictures
 
 
-def _reliability(entry: Mapping[str, Any]) -> Picture | None:
+def _reliability(entry: Mapping[str, Any], prefix: str) -> Picture | None:
     diagrams = {}
     for name, arm in entry["arms"].items():
         found = [
@@ -218,7 +233,7 @@ def _reliability(entry: Mapping[str, Any]) -> Picture | None:
         ]
         if found:
             diagrams[name] = found[0]
-    return plots.reliability("reliability", diagrams) if diagrams else None
+    return plots.reliability(f"{prefix}reliability", diagrams) if diagrams else None
 
 
 def _pictures(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -253,5 +268,6 @@ def _provenance(entry: Mapping[str, Any]) -> str:
     return ", ".join(parts) + f"; {source}{', with local changes' if entry.get('dirty') else ''}."
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """The name as it can stand in an id."""
     return "".join(character if character.isalnum() else "-" for character in name)

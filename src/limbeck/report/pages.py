@@ -32,7 +32,9 @@ def write_page(template: str, context: Mapping[str, Any], path: str | Path) -> P
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     text = environment().get_template(template).render(context)
-    target.write_text(re.sub(r"\n\s*\n+", "\n", text), encoding="utf-8")
+    # Empty lines of the templates go; those of code stay.
+    text = re.sub(r"(<pre\b.*?</pre>)|\n\s*\n+", lambda found: found[1] or "\n", text, flags=re.DOTALL)
+    target.write_text(text, encoding="utf-8")
     return target
 
 

@@ -97,12 +97,8 @@ def curves(
 
     finals = "; ".join(f"{arm} ends at {_ignoring_gaps(np.nanmean, values)[-1]:.4g}" for arm, values in lines.items())
     band = " Bands span the seeds." if any(len(values) > 1 for values in lines.values()) else ""
-    return picture(
-        key,
-        draw,
-        f"{known.label} during training: {finals}",
-        f"{known.title} during training.{band}",
-    )
+    when = "during training" if x_label in ("epoch", "step") else f"by {x_label}"
+    return picture(key, draw, f"{known.label} {when}: {finals}", f"{known.title} {when}.{band}")
 
 
 def quality_latency(

@@ -17,6 +17,7 @@ __all__ = [
     "format_difference",
     "format_duration",
     "format_interval",
+    "format_range",
     "format_spread",
     "format_value",
     "is_number",
@@ -77,6 +78,18 @@ def format_interval(metric: str, interval: Iterable[float] | None) -> str:
     ends = list(interval)
     low, high = (_difference(metric, end, max(ends, key=abs)) for end in ends)
     return f"{low.removesuffix(' points')} to {high}"
+
+
+def format_range(metric: str, interval: Iterable[float]) -> str:
+    """Both ends of a level, not of a difference: ``83.9 to 84.5%``."""
+    low, high = interval
+    kind = measure(metric).kind
+    if kind == "percent":
+        return f"{_sign(f'{100 * low:.1f}')} to {format_value(metric, high)}"
+    if kind in ("number", "nats"):
+        places = _places(max(low, high, key=abs))
+        return _sign(f"{low:.{places}f} to {high:.{places}f}")
+    return f"{format_value(metric, low)} to {format_value(metric, high)}"
 
 
 def format_duration(seconds: float | None) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from limbeck.cache.fingerprint import fingerprint_tensors, fingerprint_text
 from limbeck.errors import UserError
-from limbeck.signals import Batch, Signals, pick
+from limbeck.signals import Batch, Signals, dense, pick
 from limbeck.sources.base import Source
 from limbeck.sources.live import refuse_non_finite
 
@@ -33,6 +33,31 @@ class Table(Source):
         # Once for all batches, since a table does not change.
         refuse_non_finite(signals, {"id": ids})
         self._signals = {name: value.detach()[order.to(value.device)] for name, value in signals.items()}
+
+    @classmethod
+    def of(cls, source: Source, batches: Iterable[Batch], needs: Collection[str] = ()) -> Table:
+        """What ``source`` says about every sample of ``batches``, asked once; of samples that share an id, the first.
+
+        Only for samples that always look the same: an augmented one has another answer every epoch.
+        """
+        ids: list[Tensor] = []
+        parts: dict[str, list[Tensor]] = {}
+        seen: set[int] = set()
+        for batch in batches:
+            if "view" in batch:
+                raise UserError("batches", "augmented ones (they have a view)", "samples that look the same every time")
+            numbers = batch["id"].tolist()
+            first = {number: row for row, number in reversed(list(enumerate(numbers))) if number not in seen}
+            seen.update(numbers)
+            rows = torch.tensor(sorted(first.values()), dtype=torch.int64)
+            signals = source(batch, needs)
+            ids.append(batch["id"].cpu()[rows])
+            for name in signals:
+                value = dense(signals, name)
+                parts.setdefault(name, []).append(value[rows.to(value.device)])
+        if not ids:
+            raise UserError("batches", "none", "at least one batch")
+        return cls(torch.cat(ids), {name: torch.cat(values) for name, values in parts.items()})
 
     def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
         if "id" not in batch:

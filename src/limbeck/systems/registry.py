@@ -59,6 +59,7 @@ _FIELDS: dict[str, tuple[type, bool]] = {  # field -> (type, required)
     "faithful": (str, True),
     "released_versus_paper": (list, False),
     "findings": (dict, False),
+    "unrecorded": (list, False),
 }
 
 
@@ -75,6 +76,7 @@ class Card:
         released_versus_paper: where the official code departs from the paper, and what is the default here.
         findings: text of a claim -> why it came out as it did, as far as it was sought; shown with the verdict.
             A table of that kind under the name of an experiment (``[findings.few_labels]``) is about it alone.
+        unrecorded: names of experiments whose full size has not been run yet; all others are in the ledger.
         folder, module: where it lives.
     """
 
@@ -93,6 +95,7 @@ class Card:
     official_code: str = ""
     released_versus_paper: tuple[str, ...] = ()
     findings: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
+    unrecorded: tuple[str, ...] = ()
     folder: Path = Path()
     module: str = ""
 

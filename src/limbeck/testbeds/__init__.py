@@ -15,6 +15,7 @@ TESTBEDS = {
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "manpages": "manpages:ManPages",
     "tu_graphs": "tu_graphs:TUGraphs",
+    "small_diffusion": "small_diffusion:SmallDiffusion",
 }
 
 __all__ = ["TESTBEDS", "Check", "Gate", "Size", "Split", "Splits", "Testbed", "load", "testbed_class"]

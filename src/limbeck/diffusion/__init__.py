@@ -1,0 +1,12 @@
+"""Diffusion: noise schedules, guidance, samplers, UNets in two halves, denoisers known in closed form.
+
+| module | holds |
+|---|---|
+| ``noise`` | alpha and sigma over time (DDPM tables, EDM), conversions between eps, x0 and v |
+| ``denoiser`` | the call that trainers and samplers ask for; classifier-free guidance; EDM preconditioning |
+| ``samplers`` | DDIM, Euler, Heun, DPM-Solver++(2M), any scheduler of diffusers |
+| ``unet`` | a small class-conditional UNet |
+| ``split``, ``adapters`` | UNets as encoder and decoder, diffusers' too; counters of calls and FLOPs |
+| ``analytic`` | exact denoisers of Gaussian mixtures |
+| ``pictures`` | contact sheets |
+"""
