@@ -1,4 +1,4 @@
-"""Rooted trees and coverage curves as small SVG data URIs, for the outcomes of experiments on graphs."""
+"""Rooted trees as small SVG data URIs, for the outcomes of experiments on graphs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 
 from limbeck.data.computation_trees import ComputationTrees
 
-_INK, _RULE = "#44423d", "#b9b3a5"
+_INK = "#44423d"
 # One per label, readable without colour vision; the label stands inside the node anyway.
 _FILL = ("#d9d5ca", "#8ecae6", "#f4a261", "#a7c957", "#e5989b", "#b8a1d9", "#ffd166", "#83c5be")
 _STEP, _LEVEL, _NODE, _TITLE = 19, 30, 7.5, 17
@@ -20,7 +20,7 @@ def draw_forests(
     names: Mapping[int, str],
     edge_names: Mapping[int, str] | None = None,
     *,
-    width: int = 640,
+    width: int = 420,
 ) -> str:
     """Sets of trees, one line per set and one block per class.
 
@@ -47,38 +47,10 @@ def draw_forests(
                 parts.append(f'<g transform="translate({x:.0f} {y:.0f})">{drawn}</g>')
                 x, tall = x + wide + 14, max(tall, high)
             y += tall + 6
-    return svg_uri("".join(parts), width, y + 2)
+    return _svg_uri("".join(parts), width, y + 2)
 
 
-def draw_coverage(series: Mapping[str, Sequence[float]], *, width: int = 420, height: int = 260) -> str:
-    """Share of all nodes that the most frequent trees account for, by the share of the distinct trees.
-
-    Args:
-        series: name -> shares of nodes at evenly spaced shares of the trees, from 0 to 1.
-    """
-    left, right, top, bottom = 42, 10, 10, 36
-    wide, high = width - left - right, height - top - bottom
-    parts = [f'<path d="M{left} {top}V{top + high}H{left + wide}" fill="none" stroke="{_INK}"/>']
-    for share in (0.2, 0.4, 0.6, 0.8, 1.0):
-        x, y = left + share * wide, top + (1 - share) * high
-        parts.append(
-            f'<path d="M{left} {y:.1f}H{left + wide}M{x:.1f} {top}V{top + high}" stroke="{_RULE}" stroke-width=".5"/>'
-        )
-        parts.append(f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
-        parts.append(f'<text x="{x:.1f}" y="{top + high + 14}" text-anchor="middle">{share:.0%}</text>')
-    for index, (name, values) in enumerate(series.items()):
-        colour = ("#1d7a6b", "#3a6ea5", "#b0503a", "#8a6fb0")[index % 4]
-        steps = len(values) - 1
-        points = " ".join(f"{left + wide * i / steps:.1f},{top + high * (1 - v):.1f}" for i, v in enumerate(values))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        y = top + high - 14 * (len(series) - index)
-        parts.append(f'<text x="{left + wide - 6}" y="{y}" text-anchor="end" fill="{colour}">{escape(name)}</text>')
-    label = "distinct trees, the most frequent first; share of the nodes they cover"
-    parts.append(f'<text x="{left + wide / 2}" y="{height - 5}" text-anchor="middle">{label}</text>')
-    return svg_uri("".join(parts), width, height)
-
-
-def svg_uri(body: str, width: float, height: float) -> str:
+def _svg_uri(body: str, width: float, height: float) -> str:
     """An SVG picture on paper white as a data URI."""
     text = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '

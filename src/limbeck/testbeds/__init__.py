@@ -14,8 +14,8 @@ TESTBEDS = {
     "digits": "digits:Digits",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "manpages": "manpages:ManPages",
-    "tu_graphs": "tu_graphs:TUGraphs",
     "small_diffusion": "small_diffusion:SmallDiffusion",
+    "tu_graphs": "tu_graphs:TUGraphs",
 }
 
 __all__ = ["TESTBEDS", "Check", "Gate", "Size", "Split", "Splits", "Testbed", "load", "testbed_class"]

@@ -20,7 +20,8 @@ from limbeck.data.computation_trees import ComputationTrees, coverage, tree_hist
 from limbeck.data.split import Split
 from limbeck.experiment import Arm, Claim, Exact
 from limbeck.experiment.condensation import CondensationExperiment, Task, packed
-from limbeck.experiment.graph_pictures import draw_coverage, draw_forests
+from limbeck.experiment.graph_pictures import draw_forests
+from limbeck.experiment.line_plots import lines
 from limbeck.testbeds.motif_graphs import true_trees
 
 from . import properties
@@ -127,17 +128,19 @@ class GraphExperiment(CondensationExperiment):
             "The most frequent sets of computation trees per class": draw_forests(
                 rows, miner.trees_, self.label_texts, self.edge_texts
             ),
-            "How many nodes the most frequent trees cover": draw_coverage(self.curves(task)),
+            "How many nodes the most frequent trees cover": lines(
+                self.curves(task), x_label="share of the distinct trees, most frequent first", y_label="share of nodes"
+            ),
         }
 
-    def curves(self, task: Task) -> dict[str, list[float]]:
+    def curves(self, task: Task) -> dict[str, tuple[list[float], list[float]]]:
         """Coverage at 1 to 3 hops, at every fortieth of the distinct trees."""
-        found = {}
+        shares, found = [step / 40 for step in range(1, 41)], {}
         for hops in (1, 2, 3):
             trees = ComputationTrees(hops)
             counts = Counter(tree for graph in task.train.input for tree in trees.roots(graph))
-            shares = [step / 40 for step in range(1, 41)]
-            found[f"{hops} hop{'s' if hops > 1 else ''}, {len(counts)} trees"] = [0.0, *coverage(counts, shares)]
+            name = f"{hops} hop{'s' if hops > 1 else ''}, {len(counts)} trees"
+            found[name] = ([0.0, *shares], [0.0, *coverage(counts, shares)])
         return found
 
 
