@@ -1,0 +1,196 @@
+"""The experiment of quantized-distillation: nets of 8, 4 and 2 bits, judged as they come out of their file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.data.split import Split, Splits
+from limbeck.engine import Distiller, OptimizerSettings
+from limbeck.experiment import Arm, Claim
+from limbeck.experiment.base import Outcome
+from limbeck.experiment.logits import LogitExperiment
+from limbeck.measure import flops, state_bytes
+
+from .checks import EXACT
+from .method import POINT_OPTIMIZER, distillation_loss
+from .trials import Task, dq, full, posthoc, qd, qd_and_dq, the_teacher
+
+# Beyond all ids of the data set: a mirrored image is a sample of its own, with a teacher's answer of its own.
+MIRRORED = 1_000_000
+
+ARMS = {
+    "none": Arm(full(False), "full precision, cross-entropy on the labels", "none"),
+    "teacher": Arm(the_teacher, "the teacher itself, full precision", "rival"),
+    "kd": Arm(full(True), "full precision, distilled", "rival"),
+    **{
+        f"{name}-{bits}": Arm(make(bits), f"{bits} bits: {text}", role)
+        for bits in (8, 4, 2)
+        for name, make, text, role in (
+            (
+                "whole",
+                lambda b: posthoc(b, None),
+                "the distilled student after training, one scale per tensor",
+                "rival",
+            ),
+            ("posthoc", posthoc, "the distilled student after training, buckets of 256", "rival"),
+            ("ce", lambda b: qd(b, taught=False), "quantisation-aware training on the labels alone", "rival"),
+            ("qd", qd, "quantized distillation", "method"),
+            ("dq", dq, "differentiable quantization of the distilled student", "method"),
+        )
+    },
+    **{
+        f"{name}-{bits}": Arm(make(bits), f"{bits} bits: {text}", role)
+        for bits in (4, 2)
+        for name, make, text, role in (
+            ("norm", lambda b: posthoc(b, norm=True), "posthoc, BatchNorm statistics collected anew", "rival"),
+            ("quantile", lambda b: posthoc(b, points="quantiles"), "after training, at quantiles", "control"),
+            (
+                "quantile-norm",
+                lambda b: posthoc(b, points="quantiles", norm=True),
+                "at quantiles, BatchNorm statistics collected anew: what dq is before it learns",
+                "control",
+            ),
+            ("mixed", qd_and_dq, "epochs of QD with epochs of DQ between them", "method"),
+            ("qd-edges", lambda b: qd(b, edges=True), "QD, first and last parameter in full precision", "ablation"),
+            ("qd-released", lambda b: qd(b, per_row="mean"), "QD, the released element-mean KL", "ablation"),
+        )
+    },
+    "dq-uniform-2": Arm(dq(2, start="uniform"), "2 bits: DQ that begins at uniform points", "ablation"),
+    "dq-equal-2": Arm(dq(2, allocated=False), "2 bits: DQ with four points for every tensor", "ablation"),
+    "qd-truncated-2": Arm(qd(2, gradient="truncated"), "2 bits: QD, no gradient beyond 1", "ablation"),
+    "qd-exact-2": Arm(qd(2, gradient="exact"), "2 bits: QD, gradient through the extremes of a bucket", "ablation"),
+    "qd-uncertain-4": Arm(qd(4, ask="uncertain"), "4 bits: QD, teacher asked above half a bit of entropy", "ablation"),
+    "qd-random-4": Arm(qd(4, ask="random"), "4 bits: QD, teacher asked at random, by entropy", "ablation"),
+    "qd-wrong-4": Arm(qd(4, ask="wrong"), "4 bits: QD, teacher asked where the student is wrong", "ablation"),
+}
+
+ABSTRACT, PAPER, RECALLED, SHEET = "[abstract]", "[paper]", "[recalled]", "[sheet] expectation at this size"
+
+
+def claim(text: str, arm: str, over: str, margin: float = 0.0, source: str = PAPER) -> Claim:
+    """A claim on the accuracy of the net that comes out of the file."""
+    return Claim(text, arm, over, "accuracy", margin, source=source)
+
+
+CLAIMS = (
+    claim("At 4 bits QD is within three points of its full-precision teacher", "qd-4", "teacher", -0.03, ABSTRACT),
+    Claim(
+        "At 4 bits the file is at least ten times smaller than the teacher",
+        "qd-4",
+        "teacher",
+        "times_smaller",
+        9,
+        source=ABSTRACT,
+    ),
+    Claim(
+        "At 4 bits the file is at least six times smaller than the full-precision student",
+        "qd-4",
+        "kd",
+        "compression",
+        5,
+        source=SHEET,
+    ),
+    Claim(
+        "At 2 bits the file is at least ten times smaller than the full-precision student",
+        "qd-2",
+        "kd",
+        "compression",
+        9,
+        source=SHEET,
+    ),
+    claim("At 8 bits QD costs less than half a point", "qd-8", "kd", -0.005, RECALLED),
+    claim("At 4 bits QD costs less than half a point", "qd-4", "kd", -0.005, SHEET),
+    claim("At 2 bits QD costs less than six points", "qd-2", "kd", -0.06, SHEET),
+    claim("At 2 bits QD beats one scale per tensor after training by ten points", "qd-2", "whole-2", 0.1, RECALLED),
+    claim("At 2 bits QD beats buckets after training by ten points", "qd-2", "posthoc-2", 0.1, RECALLED),
+    claim("At 2 bits QD beats buckets and fresh BatchNorm statistics after training", "qd-2", "norm-2", 0.0, RECALLED),
+    claim("At 4 bits QD beats buckets after training", "qd-4", "posthoc-4", 0.0, RECALLED),
+    claim("At 4 bits QD beats buckets and fresh BatchNorm statistics after training", "qd-4", "norm-4", 0.0, RECALLED),
+    claim("The distillation loss helps while quantising to 8 bits", "qd-8", "ce-8"),
+    claim("The distillation loss helps while quantising to 4 bits", "qd-4", "ce-4"),
+    claim("The distillation loss helps while quantising to 2 bits", "qd-2", "ce-2"),
+    claim("At 2 bits DQ improves on uniform points", "dq-2", "posthoc-2"),
+    claim("At 2 bits DQ improves on the quantiles it begins at", "dq-2", "quantile-2"),
+    claim("At 2 bits it is the points that DQ learns, not BatchNorm statistics alone", "dq-2", "quantile-norm-2"),
+    claim("At 2 bits DQ improves on uniform points with fresh BatchNorm statistics", "dq-2", "norm-2"),
+    claim("At 4 bits DQ improves on uniform points", "dq-4", "posthoc-4"),
+    claim("At 4 bits DQ improves on the quantiles it begins at", "dq-4", "quantile-4"),
+    claim("At 4 bits it is the points that DQ learns, not BatchNorm statistics alone", "dq-4", "quantile-norm-4"),
+    claim("At 2 bits giving steep tensors more points helps DQ", "dq-2", "dq-equal-2"),
+    claim("At 2 bits quantiles are a better start for DQ than uniform points", "dq-2", "dq-uniform-2"),
+    claim("At 2 bits the mixed mode is no more than a point below QD", "mixed-2", "qd-2", -0.01, SHEET),
+    claim("At 2 bits full precision of the first and last parameter helps", "qd-edges-2", "qd-2", 0.0, SHEET),
+    *EXACT,
+)
+
+
+class Compact(LogitExperiment):
+    """A student of 15,000 weights, 5,000 images and their mirror images, and a teacher that saw 30,000 others."""
+
+    title = "Nets of 8, 4 and 2 bits"
+    testbed = "fashion_mnist:compact"
+    # On twice as many samples: the 20 epochs of the testbed's recipe.
+    epochs = 10
+    point_epochs = 5
+    point_optimizer: OptimizerSettings = POINT_OPTIMIZER
+    arms = ARMS
+    claims = CLAIMS
+
+    def prepare(self) -> dict[str, Any]:
+        prepared = super().prepare()
+        image = self.splits(0).test.subset([0]).input
+        counted = {
+            name: flops(net, image) for name, net in {"teacher": self.teacher, "student": self.bed.student(0)}.items()
+        }
+        prepared["reference"] = {
+            "teacher": {**prepared["reference"]["teacher"], "flops": counted["teacher"]},
+            "student": {"flops": counted["student"]},
+        }
+        return prepared
+
+    def splits(self, seed: int) -> Splits:
+        """The testbed's, with the mirror image of every training image."""
+        if getattr(self, "_with_mirrors", (None,))[0] != seed:
+            plain = self.bed.splits(seed)
+            self._with_mirrors = (seed, replace(plain, train=mirrored(plain.train)))
+        return self._with_mirrors[1]
+
+    def run(self, arm: str, seed: int) -> Outcome:
+        task = Task(self, seed, self.splits(seed))
+        made = self.arms[arm].setting(task)
+        metrics, notes = self.assess(made.network, task.splits.test)
+        size = None if made.file is None else made.file.size()
+        whole, kept = state_bytes(made.network), state_bytes(made.network) if size is None else size.bytes
+        metrics |= {
+            "packed_bytes": kept,
+            "huffman_bytes": kept if size is None else size.huffman_bytes,
+            "huffman_bits": 32.0 if size is None else size.huffman_bits,
+            "compression": whole / kept,
+            "times_smaller": state_bytes(self.teacher) / kept,
+        }
+        return Outcome(metrics, made.curves, notes=notes, pictures=made.pictures)
+
+    def distilled(self, task: Task) -> nn.Module:
+        """The distilled student in full precision, made once per seed, since many arms begin with it."""
+        if getattr(self, "_distilled", (None,))[0] != task.seed:
+            distiller = Distiller(task.student(), distillation_loss(), task.teacher(), optimizer=task.optimizer)
+            self._distilled = (task.seed, task.fit(distiller).finish(), task.curves)
+        task.curves.update(self._distilled[2])
+        return self._distilled[1]
+
+
+def mirrored(split: Split) -> Split:
+    """The images and their mirror images; a mirror image has an id of its own."""
+    images, labels = split.input, split.labels
+    if not isinstance(images, torch.Tensor):
+        raise TypeError
+    return Split(
+        torch.cat([images, images.flip(-1)]), torch.cat([labels, labels]), torch.cat([split.id, split.id + MIRRORED])
+    )
+
+
+EXPERIMENTS = {"compact": Compact}
