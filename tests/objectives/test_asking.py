@@ -70,9 +70,7 @@ def test_masked_rows_are_nobodys() -> None:
     spoilt[4] = math.nan
     whole = objective({"logits": spoilt}, {"logits": TEACHER}, {**BATCH, "mask": mask})
     short = {"id": torch.arange(4), "target": BATCH["target"][:4]}
-    torch.testing.assert_close(
-        total(whole), total(objective({"logits": STUDENT[:4]}, {"logits": TEACHER[:4]}, short))
-    )
+    torch.testing.assert_close(total(whole), total(objective({"logits": STUDENT[:4]}, {"logits": TEACHER[:4]}, short)))
 
 
 def test_mistakes_are_named() -> None:

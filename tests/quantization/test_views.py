@@ -163,7 +163,9 @@ def test_without_such_a_view_frozen_statistics_stay() -> None:
 
 def test_learning_points_lowers_the_loss_that_it_is_given() -> None:
     student = plain()
-    fit(Distiller(student, CrossEntropy(), optimizer=OptimizerSettings(lr=0.05)), loader(), epochs=10, accelerator="cpu")
+    fit(
+        Distiller(student, CrossEntropy(), optimizer=OptimizerSettings(lr=0.05)), loader(), epochs=10, accelerator="cpu"
+    )
     teacher = Live(copy.deepcopy(student))
     optimizer = OptimizerSettings("sgd", lr=1e-2, weight_decay=0.0)
     batch = {"input": INPUT, "target": TARGET, "id": torch.arange(50)}
@@ -171,7 +173,9 @@ def test_learning_points_lowers_the_loss_that_it_is_given() -> None:
     def gap(view: LearnedPoints) -> float:
         distiller = Distiller(student, KL(), teacher, weights=view, trainable=()).eval()
         with torch.no_grad():
-            return float(distiller.objective(distiller.student_signals(batch), distiller.teacher_signals(batch), batch)["kl"])
+            return float(
+                distiller.objective(distiller.student_signals(batch), distiller.teacher_signals(batch), batch)["kl"]
+            )
 
     view = LearnedPoints(student, 2)
     before = gap(view)

@@ -57,8 +57,8 @@ class Plateau(Callback):
     """Cuts the learning rate when the validation metric stands still, and ends a training that went stale.
 
     Give it to :func:`~limbeck.engine.fit` as a callback, with a ``validate`` function and a constant schedule. After
-    ``patience`` epochs without a gain of more than ``smallest`` the rate is multiplied by ``factor``, then not again for
-    ``wait`` epochs. Training ends after more than ``stop_after`` stale epochs or more than ``most_cuts`` cuts.
+    ``patience`` epochs without a gain of more than ``smallest`` the rate is multiplied by ``factor``, then not again
+    for ``wait`` epochs. Training ends after more than ``stop_after`` stale epochs or more than ``most_cuts`` cuts.
 
     Unlike torch's ``ReduceLROnPlateau`` it leaves the count of stale epochs alone when it cuts, so that a plateau that
     goes on is cut every ``wait`` epochs. The defaults are those of Polino et al., 2018.
