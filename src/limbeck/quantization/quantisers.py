@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -78,7 +79,9 @@ def nearest(values: Tensor, points: Tensor) -> Tensor:
 
 def uniform_codes(values: Tensor, count: int, scaling: Scaling, *, stochastic: bool = False) -> Tensor:
     """Number of the uniform point of every scaled value: rounded, or up with the probability of the fraction."""
-    place = (values - scaling.lowest) / (1 - scaling.lowest) * (count - 1)
+    place = values * ((count - 1) / (1 - scaling.lowest))
+    if scaling.lowest:
+        place -= scaling.lowest * (count - 1) / (1 - scaling.lowest)
     if stochastic:
         below = place.floor()
         place = below + (torch.rand_like(place) < place - below)
@@ -138,7 +141,13 @@ def quantise(
 
 def _uniform(weight: Tensor, count: int | None, scaling: Scaling) -> Tensor:
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return uniform_points(count or 0, scaling, dtype=dtype).to(weight.device)
+    return _kept_points(count or 0, scaling, dtype, weight.device)
+
+
+@lru_cache(maxsize=32)
+def _kept_points(count: int, scaling: Scaling, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uniform points, made once: every step asks for them once per tensor."""
+    return uniform_points(count, scaling, dtype=dtype).to(device)
 
 
 class _Quantise(torch.autograd.Function):
@@ -168,7 +177,8 @@ class _Quantise(torch.autograd.Function):
         codes, scale, outside, error, highest, lowest = ctx.saved_tensors
         scaling: Scaling = ctx.scaling
         weight_grad = points_grad = None
-        pieces = scaling.cut(grad, fill=0.0)
+        if error is not None or ctx.needs_input_grad[1]:
+            pieces = scaling.cut(grad, fill=0.0)
         if ctx.needs_input_grad[1]:
             sums = torch.zeros(len(ctx.points), dtype=pieces.dtype, device=pieces.device)
             points_grad = sums.index_add_(0, codes.flatten(), (scale * pieces).flatten()).to(ctx.points.dtype)

@@ -44,7 +44,7 @@ from limbeck.quantization import (
 from limbeck.signals import Batch, Forward, run_network
 from limbeck.sources import Live, Source
 
-POINT_OPTIMIZER = OptimizerSettings("sgd", lr=1e-3, weight_decay=0.0)
+POINT_OPTIMIZER = OptimizerSettings("sgd", lr=1e-4, weight_decay=0.0)
 
 
 def distillation_loss(
