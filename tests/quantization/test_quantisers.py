@@ -187,3 +187,11 @@ def test_quantiles_share_the_values_evenly_and_reach_both_ends() -> None:
 def test_mistakes_are_named(key: str, call: object) -> None:
     with pytest.raises(UserError, match=key):
         call()  # type: ignore[operator]
+
+
+def test_a_first_look_in_inference_mode_spoils_no_later_training() -> None:
+    with torch.inference_mode():
+        quantise(values(9), Scaling(), count=11)
+    torch.testing.assert_close(
+        gradient_of(values(9), torch.ones(9), count=11, gradient="exact").sum(), torch.tensor(9.0)
+    )

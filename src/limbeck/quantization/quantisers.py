@@ -147,7 +147,9 @@ def _uniform(weight: Tensor, count: int | None, scaling: Scaling) -> Tensor:
 @lru_cache(maxsize=32)
 def _kept_points(count: int, scaling: Scaling, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uniform points, made once: every step asks for them once per tensor."""
-    return uniform_points(count, scaling, dtype=dtype).to(device)
+    # Also where the first to ask does so in inference mode, whose tensors autograd refuses.
+    with torch.inference_mode(False):
+        return uniform_points(count, scaling, dtype=dtype).to(device)
 
 
 class _Quantise(torch.autograd.Function):
@@ -165,7 +167,7 @@ class _Quantise(torch.autograd.Function):
         else:
             codes = nearest(scaled.values, used)
         rounded = used[codes]
-        ctx.scaling, ctx.gradient, ctx.points = scaling, gradient, points
+        ctx.scaling, ctx.count, ctx.dtype = scaling, len(points), points.dtype
         outside = weight.abs() > 1 if gradient == "truncated" else None
         error = rounded - scaled.values if gradient == "exact" else None
         extremes = _extremes(scaled) if gradient == "exact" else (None, None)
@@ -180,8 +182,8 @@ class _Quantise(torch.autograd.Function):
         if error is not None or ctx.needs_input_grad[1]:
             pieces = scaling.cut(grad, fill=0.0)
         if ctx.needs_input_grad[1]:
-            sums = torch.zeros(len(ctx.points), dtype=pieces.dtype, device=pieces.device)
-            points_grad = sums.index_add_(0, codes.flatten(), (scale * pieces).flatten()).to(ctx.points.dtype)
+            sums = torch.zeros(ctx.count, dtype=pieces.dtype, device=pieces.device)
+            points_grad = sums.index_add_(0, codes.flatten(), (scale * pieces).flatten()).to(ctx.dtype)
         if ctx.needs_input_grad[0]:
             weight_grad = grad if outside is None else torch.where(outside, 0.0, grad)
             if error is not None and grad.numel():
