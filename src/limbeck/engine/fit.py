@@ -112,7 +112,10 @@ def fit(
         last.unlink(missing_ok=True)
     resumed = check_whole(last) if last is not None and last.exists() else None
     best = KeepBest(select, higher=select_higher) if select else None
-    watchers = [*([best] if best else []), *(one for one in callbacks if isinstance(one, Plateau))]
+    watchers: list[KeepBest | Plateau] = [
+        *([best] if best else []),
+        *(one for one in callbacks if isinstance(one, Plateau)),
+    ]
     if len(watchers) > (best is not None) and validate is None:
         raise UserError("callbacks", "a Plateau", "a validate function beside it")
     record = Record(folder, log_every, validate, watchers)

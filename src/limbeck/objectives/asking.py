@@ -48,9 +48,10 @@ class AskTeacher(Objective):
         counts = torch.ones_like(chosen) if counts is None else counts
         self.observe(asked_share=(chosen & counts).sum() / counts.sum().clamp_min(1))
         if self.ask == "always":
-            return self.asked(student, teacher, batch)
-        terms = self.asked(student, teacher, {**batch, "mask": chosen & counts})
-        rest = self.alone(student, teacher, {**batch, "mask": ~chosen & counts})
+            whole: dict[str, Tensor] = self.asked(student, teacher, batch)
+            return whole
+        terms: dict[str, Tensor] = self.asked(student, teacher, {**batch, "mask": chosen & counts})
+        rest: dict[str, Tensor] = self.alone(student, teacher, {**batch, "mask": ~chosen & counts})
         return {**terms, **{f"alone_{name}": value for name, value in rest.items()}}
 
     def chosen(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -58,7 +59,8 @@ class AskTeacher(Objective):
         if self.ask == "always":
             return torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
         if self.ask == "wrong":
-            return logits.argmax(dim=-1) != batch["target"]
+            wrong: Tensor = logits.argmax(dim=-1) != batch["target"]
+            return wrong
         log_probs = logits.float().log_softmax(dim=-1)
         entropy = -(log_probs.exp() * log_probs).sum(dim=-1) / math.log(2)
         if self.ask == "uncertain":

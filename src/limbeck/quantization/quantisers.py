@@ -46,7 +46,8 @@ def levels(bits: int, scaling: Scaling) -> int:
     fewest = 1 if scaling.lowest == 0 else 2
     if not isinstance(bits, int) or not fewest <= bits <= MOST_BITS:
         raise UserError("bits", bits, f"{fewest} to {MOST_BITS} with {scaling.kind} scaling")
-    return 2**bits if scaling.lowest == 0 else 2**bits - 1
+    count: int = 2**bits
+    return count if scaling.lowest == 0 else count - 1
 
 
 def uniform_points(count: int, scaling: Scaling, *, dtype: torch.dtype = torch.float32) -> Tensor:

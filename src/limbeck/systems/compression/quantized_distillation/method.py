@@ -134,6 +134,8 @@ def mixed(
     epochs: int,
     optimizer: OptimizerSettings,
     point_optimizer: OptimizerSettings = POINT_OPTIMIZER,
+    annealed: bool = False,
+    taught_points: bool = False,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     **fit_options: Any,
@@ -142,22 +144,28 @@ def mixed(
 
     Args:
         loader: number of an epoch, QD and DQ counted alike -> its loader.
-        optimizer: its schedule spans all QD epochs, with one rate for each.
+        optimizer: of QD. Its schedule begins anew in every epoch, since each must mend what the points before it
+            changed; ``annealed`` spreads it over all epochs, after which nothing can be mended any more.
+        taught_points: ``teacher`` teaches the points too. As published it is the shadow, which was never trained to
+            be run without its rounding.
         options: of :func:`quantized_distillation`; those after it are of ``fit``.
     """
     learning = [weight for weight in student.parameters() if weight.requires_grad]
     for epoch in range(epochs):
         if epoch:
+            batches = loader(2 * epoch - 1)
             points = differentiable_quantization(
-                student, bits, batches=loader(2 * epoch - 1), optimizer=point_optimizer
+                student, bits, batches=batches, teacher=teacher if taught_points else None, optimizer=point_optimizer
             )
-            fit(points, loader(2 * epoch - 1), epochs=1, seed=seed + 2 * epoch - 1, **fit_options)
+            fit(points, batches, epochs=1, seed=seed + 2 * epoch - 1, **fit_options)
             points.finish()
             for weight in learning:
                 weight.requires_grad_(True)
-        rate = optimizer.lr * optimizer.factor(2 * epoch + 1, 2 * epochs)
-        constant = replace(optimizer, lr=rate, schedule="constant", warmup=0.0)
-        distiller = quantized_distillation(student, teacher, bits, optimizer=constant, **(options or {}))
+        now = optimizer
+        if annealed:
+            rate = optimizer.lr * optimizer.factor(2 * epoch + 1, 2 * epochs)
+            now = replace(optimizer, lr=rate, schedule="constant", warmup=0.0)
+        distiller = quantized_distillation(student, teacher, bits, optimizer=now, **(options or {}))
         fit(distiller, loader(2 * epoch), epochs=1, seed=seed + 2 * epoch, **fit_options)
     return distiller
 

@@ -172,8 +172,8 @@ def dq(bits: int, *, start: str = "quantiles", allocated: bool = True) -> Callab
     return make
 
 
-def qd_and_dq(bits: int) -> Callable[[Task], Made]:
-    """The mixed mode."""
+def qd_and_dq(bits: int, **options: bool) -> Callable[[Task], Made]:
+    """The mixed mode; ``options`` are ``annealed`` and ``taught_points``."""
 
     def make(task: Task) -> Made:
         distiller = mixed(
@@ -185,6 +185,7 @@ def qd_and_dq(bits: int) -> Callable[[Task], Made]:
             optimizer=task.optimizer,
             point_optimizer=task.experiment.point_optimizer,
             seed=1000 * task.seed,
+            **options,
             accelerator="cpu",
         )
         return task.file(packed(distiller))
