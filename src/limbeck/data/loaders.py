@@ -46,7 +46,8 @@ class TensorLoader:
         transform: ``batch -> batch``, called last. The batch then also holds ``view``: an int64 seed per
             sample that depends on (seed, epoch, id) alone, from which an augmentation draws (see
             ``data.augmentation``).
-        collate: turns the list of texts of a batch into a tensor or a mapping of tensors (a tokenizer).
+        collate: turns the list of texts or graphs of a batch into a tensor or a mapping of tensors (a tokenizer,
+            ``data.graphs.collate``).
         lengths: length of every sample. Batches then hold samples of similar length, which saves padding; the
             order of the batches is still shuffled. Without ``shuffle`` the longest come first.
         rank, world_size: of this process. Every rank sees the same global batches and takes each
@@ -62,7 +63,7 @@ class TensorLoader:
         seed: int = 0,
         drop_last: bool = False,
         transform: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
-        collate: Callable[[list[str]], Any] | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         rank: int = 0,
         world_size: int = 1,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from limbeck.errors import UserError
 
-Input = Tensor | Sequence[str] | Mapping[str, Tensor]
+#: Tensors, mappings of tensors, or a sequence of anything that a loader's ``collate`` understands: texts, graphs.
+Input = Tensor | Sequence[Any] | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Split:
     """Samples with their targets and stable ids.
 
     Attributes:
-        input: a tensor ``[N, ...]``, a mapping of such tensors, or ``N`` texts.
+        input: a tensor ``[N, ...]``, a mapping of such tensors, or ``N`` texts or graphs.
         target: ``[N]`` class numbers (or any tensor with ``N`` rows); ``None`` for unlabelled data.
         id: int64 ``[N]``: the sample's number in the whole data set, so that a sample keeps its id in every
             subset.
@@ -67,7 +68,7 @@ class Splits:
 
 
 def take(values: Input, index: Tensor) -> Any:
-    """Rows ``index`` of a tensor, of every tensor of a mapping, or of a sequence of texts."""
+    """Rows ``index`` of a tensor, of every tensor of a mapping, or of a sequence."""
     if isinstance(values, Tensor):
         return values.index_select(0, index)
     if isinstance(values, Mapping):

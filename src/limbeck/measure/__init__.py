@@ -28,7 +28,7 @@ from limbeck.measure.cost import (
 )
 from limbeck.measure.fidelity import agreement, cka, cosine, fidelity_summary, js, kl, neighbour_overlap
 from limbeck.measure.memory import PeakMemory, peak_memory
-from limbeck.measure.quality import classification, language_modelling, perplexity, regression, retrieval
+from limbeck.measure.quality import auc, classification, language_modelling, perplexity, regression, retrieval
 
 __all__ = [
     "Calibration",
@@ -37,6 +37,7 @@ __all__ = [
     "Throughput",
     "Timing",
     "agreement",
+    "auc",
     "brier",
     "calibration_summary",
     "cka",

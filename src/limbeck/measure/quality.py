@@ -45,6 +45,24 @@ def classification(logits: Tensor, target: Tensor) -> dict[str, float]:
     return quality
 
 
+def auc(logits: Tensor, target: Tensor) -> float:
+    """Area under the ROC curve of ``logits`` ``[N, C]``: the chance that a sample of a class gets a higher probability
+    of it than one of another class, as a mean over the classes that some but not all samples have (with two classes
+    both halves agree). 0.5 where there is no such class: nothing can be ranked."""
+    from sklearn.metrics import roc_auc_score
+
+    log_probs, target = calibration.check_classification(logits, target)
+    # Differences of log-odds rank like probabilities and do not saturate at 1.
+    others = torch.stack(
+        [log_probs.index_fill(-1, torch.tensor([c]), -torch.inf).logsumexp(-1) for c in range(log_probs.shape[-1])],
+        dim=-1,
+    )
+    scores, present = log_probs - others, torch.bincount(target, minlength=log_probs.shape[-1])
+    usable = [c for c, count in enumerate(present.tolist()) if 0 < count < len(target)]
+    areas = [float(roc_auc_score((target == c).numpy(), scores[:, c].numpy())) for c in usable]
+    return sum(areas) / len(areas) if areas else 0.5
+
+
 def regression(prediction: Tensor, target: Tensor) -> dict[str, float]:
     """Quality of ``prediction`` for ``target``, both ``[N]`` or ``[N, D]`` (columns are averaged).
 

@@ -15,6 +15,7 @@ TESTBEDS = {
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "manpages": "manpages:ManPages",
     "small_diffusion": "small_diffusion:SmallDiffusion",
+    "tu_graphs": "tu_graphs:TUGraphs",
 }
 
 __all__ = ["TESTBEDS", "Check", "Gate", "Size", "Split", "Splits", "Testbed", "load", "testbed_class"]

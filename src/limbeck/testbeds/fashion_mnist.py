@@ -41,6 +41,15 @@ class FashionMNIST(ImageTestbed):
             teacher_recipe=_LONG,
             teacher_train=30000,
         ),
+        "compact": Regime(
+            "the student sees 5,000 labelled images drawn by seed, the teacher 30,000 others; for small storage",
+            student="16k@14",
+            teacher="70k",
+            train=5000,
+            recipe=Recipe(epochs=20),
+            teacher_recipe=_LONG,
+            teacher_train=30000,
+        ),
         "plain": Regime(
             "teacher and student see the same 10,000 images",
             student="4k",

@@ -1,0 +1,119 @@
+"""What a distilled set is worth: fresh networks are trained on it alone and tested on real samples.
+
+The networks are told nothing of how the set was made, and several kinds of them are trained, since a set that only
+suits the network it was made with has distilled that network and not the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.condensation.sampling import WeightedLoader
+from limbeck.condensation.store import DistilledSet
+from limbeck.data.loaders import TensorLoader
+from limbeck.data.split import Split
+from limbeck.engine import Distiller, OptimizerSettings, fit
+from limbeck.errors import UserError
+from limbeck.measure import auc, classification
+from limbeck.objectives import CrossEntropy, Objective
+from limbeck.signals import run_network
+
+Network = Callable[[], nn.Module]
+Collate = Callable[[list[Any]], Any]
+_BATCHES_PER_EPOCH = 50
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every network is trained, on a distilled set and on all data alike.
+
+    Attributes:
+        steps, batch_size: length, the same for all, so that arms differ in data and not in updates.
+        optimizer: settings of the optimiser.
+        objective: makes the loss; cross-entropy by default. Sets with soft labels need another one.
+        transform: of batches, such as an augmentation; see ``TensorLoader``.
+        collate: makes a batch of samples that are no tensors (``data.graphs.collate``).
+    """
+
+    steps: int = 500
+    batch_size: int = 32
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    objective: Callable[[], Objective] = CrossEntropy
+    transform: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
+    collate: Collate | None = None
+
+
+def train_fresh(
+    network: Network, data: DistilledSet | Split, training: Training, *, weighted: bool = True, seed: int = 0
+) -> nn.Module:
+    """A network made and trained with ``seed`` on ``data``; its last step counts, in eval mode.
+
+    Args:
+        data: a distilled set, or real samples.
+        weighted: draw the samples of a set by their weights; all alike otherwise.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = network()
+    distiller = Distiller(model, training.objective(), optimizer=training.optimizer)
+    loader = _loader(data, training, weighted, seed)
+    fit(distiller, loader, steps=training.steps, seed=seed, accelerator="cpu")
+    return distiller.finish().eval()
+
+
+def evaluate(
+    networks: Mapping[str, Network],
+    data: DistilledSet | Split,
+    test: Split,
+    training: Training,
+    *,
+    weighted: bool = True,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Network -> metrics on ``test`` (those of classification, and ``auc``) after training on ``data``.
+
+    Outputs that are not finite make every metric of their network NaN: it diverged.
+    """
+    found = {}
+    for name, network in networks.items():
+        logits = predictions(train_fresh(network, data, training, weighted=weighted, seed=seed), test, training.collate)
+        if bool(torch.isfinite(logits).all()):
+            found[name] = classification(logits, test.labels) | {"auc": auc(logits, test.labels)}
+        else:
+            found[name] = dict.fromkeys(("accuracy", "macro_f1", "nll", "ece", "brier", "auc"), float("nan"))
+    return found
+
+
+def averaged(by_network: Mapping[str, Mapping[str, float]], names: tuple[str, ...]) -> dict[str, float]:
+    """The mean of each metric over the networks, and every network's own as ``METRIC_NETWORK``."""
+    means = {name: sum(one[name] for one in by_network.values()) / len(by_network) for name in names}
+    return means | {f"{name}_{network}": one[name] for name in names for network, one in by_network.items()}
+
+
+def predictions(model: nn.Module, split: Split, collate: Collate | None = None, batch_size: int = 512) -> Tensor:
+    """Logits ``[N, C]`` of a network in eval mode, in the order of the split."""
+    loader = TensorLoader(split, batch_size, shuffle=False, collate=collate)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        parts = [run_network(model, batch)["logits"].float() for batch in loader]
+    model.train(was_training)
+    return torch.cat(parts).clone()
+
+
+def _loader(data: DistilledSet | Split, training: Training, weighted: bool, seed: int) -> TensorLoader:
+    if training.steps < 1 or training.batch_size < 1:
+        raise UserError("training", f"steps {training.steps}, batch_size {training.batch_size}", "1 or more")
+    options: dict[str, Any] = {"seed": seed, "transform": training.transform, "collate": training.collate}
+    split = data.split() if isinstance(data, DistilledSet) else data
+    weight = data.weight if isinstance(data, DistilledSet) and weighted else None
+    if weight is None and len(split) >= training.batch_size:
+        return TensorLoader(split, training.batch_size, **options)
+    # A handful of samples: full batches, and not an epoch's end after each of them.
+    draws = min(_BATCHES_PER_EPOCH, training.steps) * training.batch_size
+    return WeightedLoader(split, training.batch_size, weight=weight, draws=draws, **options)

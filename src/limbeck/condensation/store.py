@@ -1,0 +1,124 @@
+"""A distilled set: samples, targets and weights, what they weigh in bytes, and the file they live in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from limbeck.condensation.packing import Forests, narrow, pack, unpack
+from limbeck.data.graphs import Graph
+from limbeck.data.split import Split
+from limbeck.data.store import locked, written_aside
+from limbeck.errors import UserError, first_line
+
+_FORMAT = "limbeck-distilled-1"
+
+
+@dataclass(frozen=True, eq=False)
+class DistilledSet:
+    """Samples that stand for a data set. Make one with :meth:`of`.
+
+    Attributes:
+        kind: what the samples are: ``tensor``, ``tensors``, ``graphs``, ``graphs_undirected`` or ``forests``.
+        tensors: the samples as they are stored.
+        target: classes ``[N]`` or soft labels ``[N, C]``, as stored.
+        weight: how often a sample should be drawn, relative to the others, ``[N]``; ``None``: all alike.
+        about: texts that travel along: how it was made, from which data.
+
+    ``bytes`` counts samples, targets and weights. The few hundred bytes of a file's header, which name the tensors, are
+    not counted, so that sets of different kinds compare by what they hold.
+    """
+
+    kind: str
+    tensors: Mapping[str, Tensor]
+    target: Tensor
+    weight: Tensor | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        samples: Tensor | Mapping[str, Tensor] | Sequence[Graph] | Forests,
+        target: Tensor,
+        weight: Tensor | None = None,
+        about: Mapping[str, str] | None = None,
+    ) -> DistilledSet:
+        """Pack samples without loss.
+
+        Args:
+            samples: images or features as a tensor ``[N, ...]``, a mapping of such tensors, graphs, or forests of
+                computation trees. Floating numbers keep their type: convert them first to store less.
+            target: int64 ``[N]`` or floating ``[N, C]``.
+            weight: non-negative, not all zero.
+        """
+        kind, tensors = pack(samples)
+        count = len(next(iter(samples.values()))) if isinstance(samples, Mapping) else len(samples)
+        for name, value in {"target": target, "weight": weight}.items():
+            if value is not None and len(value) != count:
+                raise UserError(f"distilled {name}", f"{len(value)} rows", f"one per sample, {count}")
+        if weight is not None and (bool((weight < 0).any()) or not bool((weight > 0).any())):
+            raise UserError("distilled weight", "negative or all zero", "non-negative weights, one of them positive")
+        return cls(kind, tensors, narrow(target), None if weight is None else narrow(weight), dict(about or {}))
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.target)
+
+    @property
+    def bytes(self) -> int:
+        """Size of everything that training needs."""
+        stored = [*self.tensors.values(), self.target, *([] if self.weight is None else [self.weight])]
+        return sum(values.numel() * values.element_size() for values in stored)
+
+    @cached_property
+    def samples(self) -> Any:
+        """The samples unpacked: a tensor, a mapping of tensors or a list of graphs."""
+        return unpack(self.kind, dict(self.tensors))
+
+    def split(self) -> Split:
+        """The samples as training data; ids are their positions."""
+        target = self.target if self.target.is_floating_point() else self.target.long()
+        return Split(self.samples, target, torch.arange(len(self)))
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file; the old one stays until the new one is whole."""
+        file = Path(path)
+        content = {f"samples/{name}": values.contiguous() for name, values in self.tensors.items()}
+        content["target"] = self.target.contiguous()
+        if self.weight is not None:
+            content["weight"] = self.weight.contiguous()
+        header = {"format": _FORMAT, "kind": self.kind, "about": json.dumps(dict(self.about), sort_keys=True)}
+        with locked(f"distilled-{file.name}"), written_aside(file) as aside:
+            save_file(content, aside, header)
+        return file
+
+    @classmethod
+    def load(cls, path: str | Path) -> DistilledSet:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: no file, or not a distilled set.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                "distilled set", str(path), "a file that DistilledSet.save wrote", first_line(error)
+            ) from error
+        if header.get("format") != _FORMAT:
+            raise UserError("distilled set", str(path), f"a file of the format {_FORMAT}")
+        samples = {
+            name.removeprefix("samples/"): value for name, value in content.items() if name.startswith("samples/")
+        }
+        return cls(header["kind"], samples, content["target"], content.get("weight"), json.loads(header["about"]))

@@ -1,0 +1,63 @@
+"""The weighted loader: probabilities, order, resume."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from limbeck.condensation.sampling import WeightedLoader
+from limbeck.errors import UserError
+
+DATA = {"input": torch.arange(4.0), "id": torch.arange(4)}
+
+
+def ids(loader: WeightedLoader) -> list[list[int]]:
+    return [batch["id"].tolist() for batch in loader]
+
+
+def test_samples_come_as_often_as_they_weigh() -> None:
+    loader = WeightedLoader(DATA, 1000, weight=[1.0, 0.0, 2.0, 5.0], draws=8000)
+    counts = torch.bincount(torch.tensor([one for batch in ids(loader) for one in batch]), minlength=4)
+    assert counts[1] == 0
+    torch.testing.assert_close(counts / 8000, torch.tensor([0.125, 0.0, 0.25, 0.625]), atol=0.02, rtol=0)
+
+
+def test_without_weights_all_are_alike() -> None:
+    counts = torch.bincount(
+        torch.tensor([one for batch in ids(WeightedLoader(DATA, 500, draws=4000)) for one in batch])
+    )
+    assert int(counts.min()) > 900
+
+
+def test_an_epoch_has_the_draws_that_were_asked_for() -> None:
+    loader = WeightedLoader(DATA, 3, draws=7)
+    assert len(loader) == 3
+    assert [len(batch) for batch in ids(loader)] == [3, 3, 1]
+    assert len(WeightedLoader(DATA, 3)) == 2
+
+
+def test_it_resumes_with_the_next_batch() -> None:
+    whole = ids(WeightedLoader(DATA, 2, draws=10, seed=5))
+    loader = WeightedLoader(DATA, 2, draws=10, seed=5)
+    walk = iter(loader)
+    next(walk), next(walk)
+    again = WeightedLoader(DATA, 2, draws=10, seed=5)
+    again.load_state_dict(loader.state_dict())
+    assert ids(again) == whole[2:]
+    assert ids(again) != whole, "the next epoch is drawn anew"
+    with pytest.raises(UserError, match="loader draws"):
+        WeightedLoader(DATA, 2, draws=8, seed=5).load_state_dict(loader.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"weight": [1.0]}, "weight: given 1 weights; allowed: one per sample, 4"),
+        ({"weight": [0.0] * 4}, "weight: given negative or all zero"),
+        ({"weight": [1.0, -1.0, 1.0, 1.0]}, "weight: given negative or all zero"),
+        ({"draws": 0}, "draws: given 0"),
+    ],
+)
+def test_wrong_weights_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        WeightedLoader(DATA, 2, **options)  # type: ignore[arg-type]
