@@ -1,0 +1,200 @@
+"""The experiment of dmae: pre-train a small student in many ways, then fine-tune all of them alike.
+
+Every arm of a seed starts from the same weights, sees the same images, masks and labels, and takes as many steps. The
+last step counts. Margins were set on seed 100, which is not recorded.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from limbeck import losses, testbeds
+from limbeck.diffusion.pictures import contact_sheet
+from limbeck.engine import Distiller, fit
+from limbeck.experiment import Arm, Claim, Exact, Experiment, Outcome
+from limbeck.experiment.pictures import image
+from limbeck.measure import classification, count_flops
+from limbeck.models.masked_autoencoder import MaskedAutoencoder, set_mask_ratio
+from limbeck.models.vit import ViTClassifier
+from limbeck.objectives import KL, CrossEntropy, MaskedReconstruction, Objective
+from limbeck.testbeds.masked_fashion import PATCH
+
+from . import identities
+from .method import THREE_QUARTERS, Pair, dmae, run_masked
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an arm makes its student.
+
+    Attributes:
+        pretraining: ``dmae``, ``mae`` (its own reconstruction alone) or ``none``.
+        mask_ratio, taps, options: of :func:`~.method.dmae`.
+        trained: whether the teacher is; else it has its first weights.
+        soft: fine-tune with the logits of the teacher fine-tuned on the same labels.
+        longer: factor of the fine-tuning's epochs.
+        more: also fine-tune on the larger number of labels. shown: keep pictures.
+    """
+
+    pretraining: str = "dmae"
+    mask_ratio: float = 0.75
+    taps: tuple[Pair, ...] = THREE_QUARTERS
+    options: Mapping[str, Any] = field(default_factory=dict)
+    trained: bool = True
+    soft: bool = False
+    longer: int = 1
+    more: bool = False
+    shown: bool = False
+
+
+RAW = {"distance": losses.mse}
+ARMS = {
+    "none": Arm(Way("none", longer=2, more=True), "labels alone, twice the epochs instead of pre-training", "none"),
+    "mae": Arm(Way("mae", more=True, shown=True), "the student's own masked pre-training", "rival"),
+    "kd": Arm(Way("none", soft=True, longer=2, more=True), "teacher fine-tuned on the labels, logit KD, twice the epochs", "rival"),
+    "mae+kd": Arm(Way("mae", soft=True, more=True), "masked pre-training, then logit KD from the fine-tuned teacher", "rival"),
+    "dmae": Arm(Way(more=True, shown=True, options={"log_gradient_norms": True}), "masked pre-training and features at 3/4 depth"),
+    "feature-only": Arm(Way(options={"reconstruction_weight": 0.0}), "features at 3/4 depth, no reconstruction", "ablation"),
+    "last": Arm(Way(taps=((1.0, 1.0),)), "features of the last blocks", "ablation"),
+    "quarter": Arm(Way(taps=((0.25, 0.25),)), "features at 1/4 depth", "ablation"),
+    "mse": Arm(Way(options=RAW), "squared error of features that are not normalised", "ablation"),
+    "random": Arm(Way(trained=False), "features of a teacher that was never trained", "control"),
+    "mae-90": Arm(Way("mae", 0.9), "own pre-training, 90% masked (4 of 49 patches seen)", "rival"),
+    "dmae-90": Arm(Way(mask_ratio=0.9), "the method, 90% masked"),
+    "mae-95": Arm(Way("mae", 0.95), "own pre-training, 95% masked (2 of 49 patches seen)", "rival"),
+    "dmae-95": Arm(Way(mask_ratio=0.95), "the method, 95% masked"),
+}  # fmt: skip
+
+ABSTRACT, RECALLED, SHEET, CODE = "[abstract]", "[recalled]", "sheet", "[code]"
+CLAIMS = [
+    Claim("It beats training on the labels alone", "dmae", "none", "accuracy", 0.01, source=SHEET),
+    Claim("It beats the student's own masked pre-training", "dmae", "mae", "accuracy", 0.0, source=SHEET),
+    Claim("Distilling the pre-trained teacher beats distilling the fine-tuned one", "dmae", "kd", "accuracy", 0.0, source=ABSTRACT),
+    Claim("It does so too when that student was pre-trained by itself", "dmae", "mae+kd", "accuracy", 0.0, source=ABSTRACT),
+    Claim("With five times the labels it still beats its own pre-training", "dmae", "mae", "accuracy_more", 0.0, source=SHEET),
+    Claim("With five times the labels it still beats distilling the fine-tuned teacher", "dmae", "mae+kd", "accuracy_more", 0.0, source=ABSTRACT),
+    Claim("What counts is what the teacher learned: it beats an untrained teacher", "dmae", "random", "accuracy", 0.0, source="control"),
+    Claim("Three quarters of the depth beats the last block", "dmae", "last", "accuracy", 0.0, source=RECALLED),
+    Claim("Three quarters of the depth beats one quarter", "dmae", "quarter", "accuracy", 0.0, source=RECALLED),
+    Claim("Reconstruction helps: it beats features alone", "dmae", "feature-only", "accuracy", 0.0, source=SHEET),
+    Claim("Normalised absolute difference is no worse than raw squared error", "dmae", "mse", "accuracy", -0.005, source=RECALLED),
+    Claim("At 90% masked it beats its own pre-training", "dmae-90", "mae-90", "accuracy", 0.0, source=SHEET),
+    Claim("At 95% masked it beats its own pre-training", "dmae-95", "mae-95", "accuracy", 0.0, source=SHEET),
+    Claim("It loses at most a point at 90% masked", "dmae-90", "dmae", "accuracy", -0.01, source=ABSTRACT),
+    Claim("It loses at most a point at 95% masked", "dmae-95", "dmae", "accuracy", -0.01, source=ABSTRACT),
+    Claim("A linear probe of frozen features gains too", "dmae", "mae", "probe", 0.0, source=SHEET),
+    Claim("Nearest neighbours of frozen features gain too", "dmae", "mae", "neighbours", 0.0, source=SHEET),
+    Exact("The teacher stopped at its tap gives the loss of the whole pass", identities.partial_against_whole, 0.0, source=ABSTRACT),
+    Exact("The teacher costs tokens seen x blocks up to the tap", identities.teacher_cost, 0.0, source=ABSTRACT),
+    Exact("Predictions for seen patches do not change the reconstruction loss", identities.seen_patches_do_not_count, 0.0, source=CODE),
+    Exact("The length of the teacher's features does not change the feature loss", identities.length_does_not_count, 1e-7, source=CODE),
+]  # fmt: skip
+
+
+class Pretrained(Experiment):
+    """See the module."""
+
+    name = "main"
+    title = "A masked autoencoder distilled before any label is seen"
+    testbed = "masked_fashion:plain"
+    metric = "accuracy"
+    arms = ARMS
+    claims = CLAIMS
+    seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
+
+    def prepare(self) -> dict[str, Any]:
+        """Teacher and gate; the teachers fine-tuned on the labels are the reference."""
+        fewest, test = self.bed.plan.labels[0], self.bed.splits().test
+        tuned = [self.accuracy(self.bed.finetuned_teacher(fewest, seed), test) for seed in self.seeds[self.size]]
+        figures = self.bed.evaluate(self.bed.teacher(), test) | {"accuracy": sum(tuned) / len(tuned)}
+        return {
+            "gate": self.bed.gate().as_dict(),
+            "data": self.bed.data_hashes(),
+            "reference": {"teacher, fine-tuned on the same labels": figures},
+        }
+
+    @cached_property
+    def bed(self) -> Any:
+        """The testbed."""
+        return testbeds.load(self.testbed, self.size)  # type: ignore[arg-type]
+
+    def run(self, arm: str, seed: int) -> Outcome:
+        """Pre-train, look at the frozen features, fine-tune."""
+        way: Way = self.arms[arm].setting
+        test, student = self.bed.splits().test, self.bed.student(seed)
+        set_mask_ratio(student, way.mask_ratio)
+        curves, flops = self.pretrain(student, way, seed)
+        # All students paint the same patches.
+        set_mask_ratio(student, 0.75)
+        fewest = self.bed.plan.labels[0]
+        metrics = self.bed.evaluate(student, test)
+        metrics |= self.bed.probes(student, self.bed.labelled(fewest, seed), test)
+        metrics["pretraining_gflops"] = flops / 1e9
+        for count in self.bed.plan.labels if way.more else (fewest,):
+            classifier, spent = self.finetune(student, way, count, seed)
+            suffix = "" if count == fewest else "_more"
+            metrics |= {f"accuracy{suffix}": self.accuracy(classifier, test), f"gflops{suffix}": (flops + spent) / 1e9}
+        return Outcome(metrics, curves, pictures=self.draw(student, way) if way.shown and seed == 0 else {})
+
+    def pretrain(self, student: MaskedAutoencoder, way: Way, seed: int) -> tuple[dict[str, list[float]], float]:
+        """Curves, and floating-point operations of student (three forward passes' worth a step) and teacher."""
+        if way.pretraining == "none":
+            return {}, 0.0
+        recipe, pool = self.bed.plan.recipe, self.bed.splits().train
+        loader = self.bed.loader(pool, recipe, seed)
+        if way.pretraining == "mae":
+            objective = MaskedReconstruction(PATCH)
+            distiller = Distiller(student, objective, optimizer=recipe.optimizer, forward=run_masked)
+        else:
+            teacher = self.bed.teacher() if way.trained else self.bed.untrained_teacher(seed)
+            given: dict[str, Any] = {"taps": way.taps, "mask_ratio": way.mask_ratio, **way.options}
+            distiller = dmae(student, teacher, optimizer=recipe.optimizer, **given)
+        history = fit(distiller, loader, epochs=recipe.epochs, seed=seed, accelerator="cpu")
+        batch = loader.peek()
+        passes = 3 * count_flops(lambda: distiller.student_signals(batch), student)
+        if distiller.teacher is not None:
+            passes += count_flops(lambda: distiller.teacher_signals(batch), *distiller.teacher.modules())
+        distiller.finish()
+        wanted = [name for name in history.names() if name.startswith(("reconstruction", "feature", "gradient"))]
+        curves = {name.replace("/", "_"): history.by_epoch(name) for name in wanted}
+        return curves, passes * recipe.epochs * len(loader)
+
+    def finetune(self, student: MaskedAutoencoder, way: Way, count: int, seed: int) -> tuple[ViTClassifier, float]:
+        """A classifier around a copy of the encoder, and the floating-point operations of its training."""
+        recipe, labelled = self.bed.plan.finetuning[count], self.bed.labelled(count, seed)
+        recipe = replace(recipe, epochs=recipe.epochs * way.longer)
+        classifier: ViTClassifier = self.bed.classifier(copy.deepcopy(student), seed)
+        teacher = self.bed.finetuned_teacher(count, seed) if way.soft else None
+        objective: Objective = 0.5 * CrossEntropy() + 0.5 * KL(2.0) if way.soft else CrossEntropy()
+        recipe(classifier, labelled, objective=objective, teacher=teacher, seed=seed, accelerator="cpu")
+        images = labelled.input[:10]
+        each = 3 * count_flops(lambda: classifier(images), classifier)
+        if teacher is not None:
+            each += count_flops(lambda: teacher(images), teacher)
+        return classifier, each / 10 * recipe.epochs * count
+
+    def accuracy(self, classifier: ViTClassifier, split: Any) -> float:
+        """On a split."""
+        with torch.inference_mode():
+            logits = torch.cat([classifier.eval()(batch["input"]) for batch in split.batches(500)])
+        return classification(logits, split.labels)["accuracy"]
+
+    def draw(self, student: MaskedAutoencoder, way: Way) -> dict[str, str]:
+        """What is hidden, and how teacher and student fill it in."""
+        shown = self.bed.splits().test.subset(range(10))
+        whole, masked, filled = self.bed.reconstructions(student, shown)
+        _, _, taught = self.bed.reconstructions(self.bed.teacher(), shown)
+        rows = {"image": whole, "what is seen": masked, "teacher": taught, "student": filled}
+        if way.pretraining == "mae":
+            del rows["teacher"]
+        sheet = contact_sheet(torch.cat([*rows.values()]), 10, gap=2)
+        return {f"from above: {', '.join(rows)}": image(sheet, enlarge=2)}
+
+
+EXPERIMENTS: dict[str, type[Experiment]] = {"main": Pretrained}
