@@ -55,7 +55,9 @@ def main(count: int = 96, epochs: int = 6) -> float:
     print(f"of a whole forward pass the teacher ran {spent / passes:.0%}")
 
     # The encoder, without decoder and projector, is a plain ViT.
-    config = ViTConfig(**{key: value for key, value in student.config.to_dict().items() if key in ViTConfig().to_dict()})
+    config = ViTConfig(
+        **{key: value for key, value in student.config.to_dict().items() if key in ViTConfig().to_dict()}
+    )
     config.num_labels = 2
     classifier = ViTForImageClassification(config)
     encoder = distiller.finish().vit

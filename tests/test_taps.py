@@ -522,7 +522,9 @@ def test_an_early_stop_skips_later_layers_and_reads_the_same() -> None:
 def test_an_early_stop_passes_through_the_wrappers_of_transformers(build: Callable[[], nn.Module]) -> None:
     model = build()
     inputs = (
-        {"pixel_values": torch.randn(2, 1, 8, 8)} if "ViT" in type(model).__name__ else {"input_ids": torch.ones(2, 5).long()}
+        {"pixel_values": torch.randn(2, 1, 8, 8)}
+        if "ViT" in type(model).__name__
+        else {"input_ids": torch.ones(2, 5).long()}
     )
     taps = Taps(model, {"block": "every_block"})
     with taps.capture() as whole, torch.no_grad():

@@ -67,7 +67,9 @@ def test_lower_layers_move_less() -> None:
     moved = {}
     for decay in (1.0, 0.1):
         model, before = classifier(), classifier()
-        FineTuning(1, 20, OptimizerSettings(lr=1e-2, weight_decay=0.0), layer_decay=decay)(model, Samples(), accelerator="cpu")
+        FineTuning(1, 20, OptimizerSettings(lr=1e-2, weight_decay=0.0), layer_decay=decay)(
+            model, Samples(), accelerator="cpu"
+        )
         moved[decay] = [
             float((a.up.weight - b.up.weight).detach().abs().mean())
             for a, b in zip(model.encoder.blocks, before.encoder.blocks)

@@ -39,7 +39,9 @@ def test_standardised_patches_have_mean_zero_and_deviation_one() -> None:
     assert torch.equal(standardise(torch.ones(1, 2, 4)), torch.zeros(1, 2, 4))
 
 
-@pytest.mark.parametrize(("tokens", "ratio", "expected"), [(196, 0.75, 49), (49, 0.75, 12), (49, 0.9, 4), (49, 0.95, 2)])
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "expected"), [(196, 0.75, 49), (49, 0.75, 12), (49, 0.9, 4), (49, 0.95, 2)]
+)
 def test_as_many_are_seen_as_the_formula_says(tokens: int, ratio: float, expected: int) -> None:
     assert visible(tokens, ratio) == expected
     assert masking(torch.rand(2, tokens), ratio).keep.shape == (2, expected)

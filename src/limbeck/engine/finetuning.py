@@ -17,6 +17,8 @@ from limbeck.objectives import CrossEntropy, Objective
 from limbeck.sources import Source
 from limbeck.taps import blocks
 
+_USUAL = OptimizerSettings(weight_decay=0.05, warmup=0.1)
+
 
 @dataclass(frozen=True)
 class FineTuning:
@@ -32,7 +34,7 @@ class FineTuning:
 
     epochs: int
     batch_size: int = 64
-    optimizer: OptimizerSettings = OptimizerSettings(weight_decay=0.05, warmup=0.1)
+    optimizer: OptimizerSettings = _USUAL
     layer_decay: float = 1.0
     transform: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
 

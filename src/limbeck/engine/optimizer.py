@@ -65,7 +65,9 @@ class OptimizerSettings:
         Raises:
             UserError: nothing is trainable, or a pattern of ``rates`` matches no name.
         """
-        named = dict((str(place), item) if isinstance(item, nn.Parameter) else item for place, item in enumerate(weights))
+        named = dict(
+            (str(place), item) if isinstance(item, nn.Parameter) else item for place, item in enumerate(weights)
+        )
         trainable = {name: weight for name, weight in named.items() if weight.requires_grad}
         if not trainable:
             raise UserError("trainable parameters", "none", "at least one; unfreeze a part of the student")

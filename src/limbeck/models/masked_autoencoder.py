@@ -39,8 +39,8 @@ class MaskedAutoencoder(nn.Module):
                 to see the same patches must be given the same noise.
 
         Returns:
-            ``logits``: predicted patches ``[B, L, patch * patch * C]``; ``mask``: ``[B, L]``, 1 where a patch was hidden;
-            ``ids_restore``: int64 ``[B, L]``.
+            ``logits``: predicted patches ``[B, L, patch * patch * C]``; ``mask``: ``[B, L]``, 1 where a patch was
+            hidden; ``ids_restore``: int64 ``[B, L]``.
         """
         if noise is None:
             noise = torch.rand(len(pixel_values), self.encoder.tokens, device=pixel_values.device)

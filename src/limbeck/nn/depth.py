@@ -28,7 +28,7 @@ def kept_layers(rule: str, count: int, depth: int) -> list[int]:
 
 
 def block_at(share: float, depth: int) -> int:
-    """Number of the block after which ``share`` of a stack of ``depth`` has run: 3/4 of 24 is block 17, of 12 block 8."""
+    """Number of the block behind which ``share`` of a stack of ``depth`` has run: 3/4 of 24 is 17, of 12 it is 8."""
     if not 0 < share <= 1:
         raise UserError("share of the depth", share, "above 0, at most 1")
     return max(round(share * depth), 1) - 1

@@ -24,7 +24,7 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch: int, channels: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Images ``[B, channels, H, W]`` of patches ``[B, L, patch * patch * channels]``; square unless ``size`` says (H, W)."""
+    """Images ``[B, channels, H, W]`` of patches ``[B, L, patch * patch * channels]``; square if no (H, W) is given."""
     side = round(patches.shape[1] ** 0.5)
     rows, columns = (side, side) if size is None else (size[0] // patch, size[1] // patch)
     if rows * columns != patches.shape[1] or patches.shape[2] != patch * patch * channels:
@@ -76,6 +76,6 @@ def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def restore_tokens(seen: Tensor, filler: Tensor, restore: Tensor) -> Tensor:
-    """All tokens ``[B, L, D]`` in the image's order: ``seen`` ``[B, n, D]`` in their places, ``filler`` ``[D]`` elsewhere."""
+    """All tokens ``[B, L, D]`` in the image's order: ``seen`` ``[B, n, D]`` in place, ``filler`` ``[D]`` elsewhere."""
     rest = filler.expand(len(seen), restore.shape[1] - seen.shape[1], -1)
     return take_tokens(torch.cat([seen, rest], dim=1), restore)

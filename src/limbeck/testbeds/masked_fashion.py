@@ -1,4 +1,4 @@
-"""Fashion-MNIST for self-supervised pre-training: many images without labels, few with, a masked autoencoder as teacher.
+"""Fashion-MNIST for self-supervised pre-training: many images without labels, few with; a masked autoencoder teaches.
 
 The pool's images are seen without labels; an experiment draws those whose labels it may use with :meth:`labelled`.
 """
@@ -35,6 +35,9 @@ SIZE, PATCH = 28, 4
 PATCHES = (SIZE // PATCH) ** 2
 
 
+_PRETRAINING = OptimizerSettings(lr=2e-3, weight_decay=0.05, warmup=0.1, betas=(0.9, 0.95))
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Of a masked autoencoder: encoder, then decoder."""
@@ -52,7 +55,7 @@ class Pretraining:
 
     epochs: int
     batch_size: int = 128
-    optimizer: OptimizerSettings = OptimizerSettings(lr=2e-3, weight_decay=0.05, warmup=0.1, betas=(0.9, 0.95))
+    optimizer: OptimizerSettings = _PRETRAINING
     crop: int = 2
     seed: int = 0
     version: int = 1
@@ -250,13 +253,12 @@ class MaskedFashion(Testbed):
         return features_of(model.encoder, split.batches(500), lambda net, batch: net(batch["input"])[:, 1:].mean(1))
 
     def probes(self, model: MaskedAutoencoder, train: Split, test: Split) -> dict[str, float]:
-        """``probe``: accuracy of a logistic regression on frozen features; ``neighbours``: of their nearest neighbours."""
+        """Accuracy read off frozen features: ``probe`` by logistic regression, ``neighbours`` by nearest neighbours."""
         given = self.features(model, train), train.labels, self.features(model, test), test.labels
         return {"probe": linear_probe(*given)["accuracy"], "neighbours": neighbour_probe(*given)}
 
     def reconstructions(self, model: nn.Module, split: Split) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, the same with hidden patches in grey, and with the hidden patches as ``model`` predicts them; ``[N, 1,
-        28, 28]`` in [-1, 1]."""
+        """Images, with hidden patches in grey, and with hidden patches as ``model`` predicts them, all in [-1, 1]."""
         batch = self.masked(split, len(split))[0]
         answer, target = self._answer(model, batch), patchify(batch["input"]["pixel_values"], PATCH)
         mask = answer["mask"][..., None]

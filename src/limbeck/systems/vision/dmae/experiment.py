@@ -17,7 +17,7 @@ import torch
 from limbeck import losses, testbeds
 from limbeck.diffusion.pictures import contact_sheet
 from limbeck.engine import Distiller, fit
-from limbeck.experiment import Arm, Claim, Exact, Experiment, Outcome
+from limbeck.experiment import Arm, Experiment, Outcome
 from limbeck.experiment.pictures import image
 from limbeck.measure import classification, count_flops
 from limbeck.models.masked_autoencoder import MaskedAutoencoder, set_mask_ratio
@@ -25,7 +25,7 @@ from limbeck.models.vit import ViTClassifier
 from limbeck.objectives import KL, CrossEntropy, MaskedReconstruction, Objective
 from limbeck.testbeds.masked_fashion import PATCH
 
-from . import identities
+from .claims import CLAIMS
 from .method import THREE_QUARTERS, Pair, dmae, run_masked
 
 
@@ -53,48 +53,29 @@ class Way:
     shown: bool = False
 
 
-RAW = {"distance": losses.mse}
 ARMS = {
     "none": Arm(Way("none", longer=2, more=True), "labels alone, twice the epochs instead of pre-training", "none"),
     "mae": Arm(Way("mae", more=True, shown=True), "the student's own masked pre-training", "rival"),
-    "kd": Arm(Way("none", soft=True, longer=2, more=True), "teacher fine-tuned on the labels, logit KD, twice the epochs", "rival"),
-    "mae+kd": Arm(Way("mae", soft=True, more=True), "masked pre-training, then logit KD from the fine-tuned teacher", "rival"),
-    "dmae": Arm(Way(more=True, shown=True, options={"log_gradient_norms": True}), "masked pre-training and features at 3/4 depth"),
-    "feature-only": Arm(Way(options={"reconstruction_weight": 0.0}), "features at 3/4 depth, no reconstruction", "ablation"),
+    "kd": Arm(
+        Way("none", soft=True, longer=2, more=True), "logits of the fine-tuned teacher, twice the epochs", "rival"
+    ),
+    "mae+kd": Arm(Way("mae", soft=True, more=True), "own pre-training, then logits of the fine-tuned teacher", "rival"),
+    "dmae": Arm(
+        Way(more=True, shown=True, options={"log_gradient_norms": True}),
+        "masked pre-training and features at 3/4 of the depth",
+    ),
+    "feature-only": Arm(
+        Way(options={"reconstruction_weight": 0.0}), "features at 3/4 of the depth, no reconstruction", "ablation"
+    ),
     "last": Arm(Way(taps=((1.0, 1.0),)), "features of the last blocks", "ablation"),
-    "quarter": Arm(Way(taps=((0.25, 0.25),)), "features at 1/4 depth", "ablation"),
-    "mse": Arm(Way(options=RAW), "squared error of features that are not normalised", "ablation"),
+    "quarter": Arm(Way(taps=((0.25, 0.25),)), "features at 1/4 of the depth", "ablation"),
+    "mse": Arm(Way(options={"distance": losses.mse}), "squared error, features not normalised", "ablation"),
     "random": Arm(Way(trained=False), "features of a teacher that was never trained", "control"),
     "mae-90": Arm(Way("mae", 0.9), "own pre-training, 90% masked (4 of 49 patches seen)", "rival"),
     "dmae-90": Arm(Way(mask_ratio=0.9), "the method, 90% masked"),
     "mae-95": Arm(Way("mae", 0.95), "own pre-training, 95% masked (2 of 49 patches seen)", "rival"),
     "dmae-95": Arm(Way(mask_ratio=0.95), "the method, 95% masked"),
-}  # fmt: skip
-
-ABSTRACT, RECALLED, SHEET, CODE = "[abstract]", "[recalled]", "sheet", "[code]"
-CLAIMS = [
-    Claim("It beats training on the labels alone", "dmae", "none", "accuracy", 0.01, source=SHEET),
-    Claim("It beats the student's own masked pre-training", "dmae", "mae", "accuracy", 0.0, source=SHEET),
-    Claim("Distilling the pre-trained teacher beats distilling the fine-tuned one", "dmae", "kd", "accuracy", 0.0, source=ABSTRACT),
-    Claim("It does so too when that student was pre-trained by itself", "dmae", "mae+kd", "accuracy", 0.0, source=ABSTRACT),
-    Claim("With five times the labels it still beats its own pre-training", "dmae", "mae", "accuracy_more", 0.0, source=SHEET),
-    Claim("With five times the labels it still beats distilling the fine-tuned teacher", "dmae", "mae+kd", "accuracy_more", 0.0, source=ABSTRACT),
-    Claim("What counts is what the teacher learned: it beats an untrained teacher", "dmae", "random", "accuracy", 0.0, source="control"),
-    Claim("Three quarters of the depth beats the last block", "dmae", "last", "accuracy", 0.0, source=RECALLED),
-    Claim("Three quarters of the depth beats one quarter", "dmae", "quarter", "accuracy", 0.0, source=RECALLED),
-    Claim("Reconstruction helps: it beats features alone", "dmae", "feature-only", "accuracy", 0.0, source=SHEET),
-    Claim("Normalised absolute difference is no worse than raw squared error", "dmae", "mse", "accuracy", -0.005, source=RECALLED),
-    Claim("At 90% masked it beats its own pre-training", "dmae-90", "mae-90", "accuracy", 0.0, source=SHEET),
-    Claim("At 95% masked it beats its own pre-training", "dmae-95", "mae-95", "accuracy", 0.0, source=SHEET),
-    Claim("It loses at most a point at 90% masked", "dmae-90", "dmae", "accuracy", -0.01, source=ABSTRACT),
-    Claim("It loses at most a point at 95% masked", "dmae-95", "dmae", "accuracy", -0.01, source=ABSTRACT),
-    Claim("A linear probe of frozen features gains too", "dmae", "mae", "probe", 0.0, source=SHEET),
-    Claim("Nearest neighbours of frozen features gain too", "dmae", "mae", "neighbours", 0.0, source=SHEET),
-    Exact("The teacher stopped at its tap gives the loss of the whole pass", identities.partial_against_whole, 0.0, source=ABSTRACT),
-    Exact("The teacher costs tokens seen x blocks up to the tap", identities.teacher_cost, 0.0, source=ABSTRACT),
-    Exact("Predictions for seen patches do not change the reconstruction loss", identities.seen_patches_do_not_count, 0.0, source=CODE),
-    Exact("The length of the teacher's features does not change the feature loss", identities.length_does_not_count, 1e-7, source=CODE),
-]  # fmt: skip
+}
 
 
 class Pretrained(Experiment):

@@ -64,7 +64,9 @@ def seen_patches_do_not_count() -> float:
     with torch.no_grad():
         answer = pair()[0](**batch["input"])
         changed = {**answer, "logits": answer["logits"] + 100 * (1 - answer["mask"])[..., None]}
-        return abs(float(objective(answer, {}, batch)["reconstruction"] - objective(changed, {}, batch)["reconstruction"]))
+        return abs(
+            float(objective(answer, {}, batch)["reconstruction"] - objective(changed, {}, batch)["reconstruction"])
+        )
 
 
 def length_does_not_count() -> float:

@@ -1,8 +1,7 @@
 """DMAE: distil a masked autoencoder into a smaller one while the smaller one is being pre-trained.
 
-Teacher and student are masked autoencoders that see the same few patches of every image, in the same order. With t the
-teacher's tokens behind a block three quarters up, s the student's behind the block three quarters up, and P a linear map
-to the teacher's width:
+Teacher and student are masked autoencoders that see the same few patches of every image, in the same order. With t and
+s the tokens of teacher and student behind the block at three quarters of their depth, P a linear map to t's width:
 
     L = L_rec + L_feat
     L_rec  = sum mask * mean_p (predicted - pixels)^2 / sum mask          the student's own pre-training, hidden patches
@@ -18,6 +17,7 @@ fine-tuned as after any pre-training.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ THREE_QUARTERS: tuple[Pair, ...] = ((0.75, 0.75),)
 
 
 def run_masked(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Run a masked network on ``{"pixel_values", "noise"}``; without noise of its own every network would see others."""
+    """Run a masked network on ``{"pixel_values", "noise"}``; without the noise each would draw a mask of its own."""
     given = batch["input"]
     if not isinstance(given, Mapping) or "noise" not in given:
         have = sorted(given) if isinstance(given, Mapping) else type(given).__name__
@@ -53,11 +53,11 @@ def dmae_objective(
     pairs: int = 1,
     *,
     distance: LossFunction = losses.normalised_l1,
-    projector: str = "auto",
+    projector: str | nn.Module = "auto",
     reconstruction_weight: float = 1.0,
     feature_weight: float = 1.0,
     standardised: bool = False,
-    **options: object,
+    **options: Any,
 ) -> Objective:
     """L = reconstruction_weight L_rec + feature_weight sum over pairs of L_feat; see :func:`dmae`."""
     parts: list[Objective] = []
@@ -82,14 +82,14 @@ def dmae(
     taps: Sequence[Pair] = THREE_QUARTERS,
     mask_ratio: float | None = None,
     distance: LossFunction = losses.normalised_l1,
-    projector: str = "auto",
+    projector: str | nn.Module = "auto",
     reconstruction_weight: float = 1.0,
     feature_weight: float = 1.0,
     standardised: bool = False,
     stop_early: bool = True,
     optimizer: OptimizerSettings | None = None,
     log_gradient_norms: bool = False,
-    **options: object,
+    **options: Any,
 ) -> Distiller:
     """A distiller for :func:`limbeck.engine.fit`, on batches of :class:`limbeck.data.masking.PatchNoise`.
 
@@ -121,7 +121,8 @@ def dmae(
     ]
     objective = dmae_objective(
         patch_grid(student)[0], len(taps), distance=distance, projector=projector,
-        reconstruction_weight=reconstruction_weight, feature_weight=feature_weight, standardised=standardised, **options,
+        reconstruction_weight=reconstruction_weight, feature_weight=feature_weight, standardised=standardised,
+        **options,
     )  # fmt: skip
     return Distiller(
         student,
