@@ -7,6 +7,8 @@ Run with: python examples/dmae.py
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining
@@ -17,17 +19,18 @@ from limbeck.data.split import Split
 from limbeck.engine import OptimizerSettings, fit
 from limbeck.engine.finetuning import FineTuning
 from limbeck.measure import token_layers
+from limbeck.models.masked_autoencoder import fill_positions
 from limbeck.systems.vision.dmae.method import dmae
 
 
-def network(width: int, depth: int) -> ViTMAEForPreTraining:
+def network(width: int, depth: int) -> Any:
     """A tiny masked autoencoder of 32 x 32 pixels in patches of 8."""
     config = ViTMAEConfig(
         hidden_size=width, num_hidden_layers=depth, num_attention_heads=2, intermediate_size=2 * width,
         image_size=32, patch_size=8, num_channels=3, decoder_hidden_size=16, decoder_num_hidden_layers=1,
         decoder_num_attention_heads=2, decoder_intermediate_size=32, mask_ratio=0.75,
     )  # fmt: skip
-    return ViTMAEForPreTraining(config)
+    return fill_positions(ViTMAEForPreTraining(config))
 
 
 def stripes(count: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,13 @@ import torch
 from torch import nn
 
 from limbeck.errors import UserError
-from limbeck.models.masked_autoencoder import MaskedAutoencoder, mask_ratio_of, patch_grid, set_mask_ratio
+from limbeck.models.masked_autoencoder import (
+    MaskedAutoencoder,
+    fill_positions,
+    mask_ratio_of,
+    patch_grid,
+    set_mask_ratio,
+)
 from limbeck.models.vit import Block, ViT, ViTClassifier, grid_positions
 from limbeck.nn.patches import patchify
 from limbeck.objectives import MaskedReconstruction
@@ -29,7 +36,7 @@ def hugging_face(**options: Any) -> Any:
         num_channels=1, decoder_hidden_size=8, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
         decoder_intermediate_size=32, layer_norm_eps=1e-5, **options,
     )  # fmt: skip
-    return ViTMAEForPreTraining(config).eval()
+    return fill_positions(ViTMAEForPreTraining(config).eval())
 
 
 def copy_block(ours: Block, theirs: Any) -> None:
@@ -64,9 +71,7 @@ def same_weights(theirs: Any) -> MaskedAutoencoder:
 @pytest.mark.parametrize("standardised", [False, True])
 def test_it_says_what_the_network_of_transformers_says(standardised: bool) -> None:
     theirs = hugging_face(norm_pix_loss=standardised)
-    with torch.no_grad():
-        theirs.decoder.decoder_pos_embed[0, 1:] = grid_positions(4, 8)
-        theirs.decoder.mask_token.normal_()
+    theirs.decoder.mask_token.data.normal_()
     ours = same_weights(theirs)
     with torch.no_grad():
         expected, found = theirs(pixel_values=IMAGES, noise=NOISE), ours(pixel_values=IMAGES, noise=NOISE)
@@ -78,6 +83,26 @@ def test_it_says_what_the_network_of_transformers_says(standardised: bool) -> No
     loss = objective(found, {}, {"input": {"pixel_values": IMAGES}})["reconstruction"]
     torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(patchify(IMAGES, 4), theirs.patchify(IMAGES))
+
+
+def test_positions_are_filled_where_they_are_missing_and_left_where_they_are_not() -> None:
+    from transformers import ViTMAEForPreTraining
+
+    bare = ViTMAEForPreTraining(hugging_face().config)
+    own = torch.randn_like(bare.decoder.decoder_pos_embed)
+    bare.decoder.decoder_pos_embed.data.copy_(own)
+    fill_positions(bare)
+    torch.testing.assert_close(bare.vit.embeddings.position_embeddings[0, 1:], grid_positions(4, 16))
+    assert torch.equal(bare.decoder.decoder_pos_embed, own)
+
+
+def test_positions_follow_the_formula() -> None:
+    place, width = grid_positions(3, 8)[5], 8
+    row, column = 1, 2
+    rates = [1.0, 10000.0 ** -(1 / 2)]
+    expected = [f(axis * rate) for axis in (column, row) for f in (math.sin, math.cos) for rate in rates]
+    assert len(expected) == width
+    torch.testing.assert_close(place, torch.tensor(expected))
 
 
 def test_only_seen_patches_reach_the_encoder() -> None:

@@ -84,6 +84,20 @@ def set_mask_ratio(model: nn.Module, ratio: float) -> None:
         holder.mask_ratio = ratio
 
 
+@torch.no_grad()
+def fill_positions(model: nn.Module) -> nn.Module:
+    """Give a transformers ViTMAE made from a configuration its fixed positions, and return it.
+
+    transformers 5.23 leaves them at zero there, and frozen, so that the network cannot tell one patch from another; those
+    of a pre-trained network are left as they are.
+    """
+    side = int(patch_grid(model)[1] ** 0.5)
+    for name, positions in model.named_parameters():
+        if name.endswith(("position_embeddings", "decoder_pos_embed")) and not positions.any():
+            positions[0, 1:] = grid_positions(side, positions.shape[-1])
+    return model
+
+
 def mask_ratio_of(model: nn.Module) -> float:
     """The share of hidden patches of either kind of network."""
     holder: Any = model if hasattr(model, "mask_ratio") else getattr(model, "config", None)
