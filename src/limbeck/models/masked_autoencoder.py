@@ -88,8 +88,8 @@ def set_mask_ratio(model: nn.Module, ratio: float) -> None:
 def fill_positions(model: nn.Module) -> nn.Module:
     """Give a transformers ViTMAE made from a configuration its fixed positions, and return it.
 
-    transformers 5.23 leaves them at zero there, and frozen, so that the network cannot tell one patch from another; those
-    of a pre-trained network are left as they are.
+    transformers 5.23 leaves them at zero there, and frozen, so that the network cannot tell one patch from another.
+    Those of a pre-trained network are left as they are.
     """
     side = int(patch_grid(model)[1] ** 0.5)
     for name, positions in model.named_parameters():

@@ -154,7 +154,8 @@ def test_the_teachers_cost_scales_with_what_is_seen_and_with_the_tapped_depth() 
     whole = dmae(*identities.pair(), stop_early=False)
     early = dmae(*identities.pair())
     flops = [count_flops(lambda d=d: d.teacher_signals(batch), *d.teacher.modules()) for d in (early, whole)]  # type: ignore[union-attr]
-    assert flops[0] < 0.6 * flops[1]
+    # Six of eight blocks, and no decoder.
+    assert flops[0] < 0.75 * flops[1]
 
 
 # Training.
