@@ -27,12 +27,14 @@ from limbeck.nn.patches import patchify, unpatchify
 from limbeck.objectives import MaskedReconstruction
 from limbeck.signals import Batch, run_network
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
-from limbeck.testbeds.fashion_mnist import FashionMNIST
+from limbeck.testbeds.fashion_mnist import DEVIATION, MEAN, FashionMNIST
 from limbeck.testbeds.images import Pool
 from limbeck.testbeds.recipe import kept_numbers, kept_weights, seeded
 
 SIZE, PATCH = 28, 4
 PATCHES = (SIZE // PATCH) ** 2
+#: The background of the prepared images.
+BLACK = -MEAN / DEVIATION
 
 
 _PRETRAINING = OptimizerSettings(lr=2e-3, weight_decay=0.05, warmup=0.1, betas=(0.9, 0.95))
@@ -95,7 +97,7 @@ class Regime:
 
 def _finetuning(epochs: int, batch_size: int) -> FineTuning:
     optimizer = OptimizerSettings(lr=2e-3, weight_decay=0.05, warmup=0.1)
-    return FineTuning(epochs, batch_size, optimizer, layer_decay=0.75, transform=CropFlip(2))
+    return FineTuning(epochs, batch_size, optimizer, layer_decay=0.75, transform=CropFlip(2, fill=BLACK))
 
 
 class MaskedFashion(Testbed):
@@ -224,7 +226,7 @@ class MaskedFashion(Testbed):
 
     def loader(self, samples: Split, recipe: Pretraining, seed: int | None = None) -> TensorLoader:
         """Batches for masked pre-training: shifted, mirrored images and the noise of their masks."""
-        transform = PatchNoise(PATCHES, before=CropFlip(recipe.crop, fill=float(samples.input.min())))  # type: ignore[union-attr]
+        transform = PatchNoise(PATCHES, before=CropFlip(recipe.crop, fill=BLACK))
         size = min(recipe.batch_size, len(samples))
         return TensorLoader(
             samples, size, seed=recipe.seed if seed is None else seed, transform=transform, drop_last=True
