@@ -34,7 +34,7 @@ from limbeck.testbeds.recipe import kept_numbers, kept_weights, seeded
 SIZE, PATCH = 28, 4
 PATCHES = (SIZE // PATCH) ** 2
 #: The background of the prepared images.
-BLACK = -MEAN / DEVIATION
+BLACK = float((torch.zeros(1) - MEAN) / DEVIATION)
 
 
 _PRETRAINING = OptimizerSettings(lr=2e-3, weight_decay=0.05, warmup=0.1, betas=(0.9, 0.95))
