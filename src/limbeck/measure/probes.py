@@ -74,7 +74,7 @@ def neighbour_probe(
     centre = train.mean(0)
     first, second = (torch.nn.functional.normalize((part - centre).float(), dim=1) for part in (train, test))
     right = 0
-    for part, truth in zip(second.split(at_once), test_labels.split(at_once), strict=True):
+    for part, truth in zip(torch.split(second, at_once), torch.split(test_labels, at_once), strict=True):
         cosine, nearest = (part @ first.T).topk(count, dim=1)
         votes = torch.zeros(len(part), classes).scatter_add_(1, labels[nearest], (cosine / temperature).exp())
         right += int((votes.argmax(1) == truth).sum())

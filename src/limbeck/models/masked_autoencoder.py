@@ -54,6 +54,8 @@ class MaskedAutoencoder(nn.Module):
 class Decoder(nn.Module):
     """Mask tokens in the places of hidden patches, a few blocks, a linear map to pixels."""
 
+    positions: Tensor
+
     def __init__(self, encoder: ViT, width: int, depth: int, heads: int) -> None:
         super().__init__()
         self.embedding = nn.Linear(encoder.width, width)

@@ -39,6 +39,8 @@ class ViT(nn.Module):
         width, depth, heads, expansion: of the blocks.
     """
 
+    positions: Tensor
+
     def __init__(
         self,
         size: int = 28,

@@ -19,8 +19,9 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     """``[B, C, H, W]`` as patches ``[B, L, patch * patch * C]``, ``L = (H / patch) (W / patch)``."""
     if images.dim() != 4 or images.shape[2] % patch or images.shape[3] % patch:
         raise UserError("images", list(images.shape), f"[B, C, H, W] with H and W multiples of the patch size, {patch}")
-    grid = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
-    return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    count, channels, height, width = images.shape
+    grid = images.reshape(count, channels, height // patch, patch, width // patch, patch)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(count, -1, patch * patch * channels)
 
 
 def unpatchify(patches: Tensor, patch: int, channels: int, size: tuple[int, int] | None = None) -> Tensor:
@@ -29,8 +30,8 @@ def unpatchify(patches: Tensor, patch: int, channels: int, size: tuple[int, int]
     rows, columns = (side, side) if size is None else (size[0] // patch, size[1] // patch)
     if rows * columns != patches.shape[1] or patches.shape[2] != patch * patch * channels:
         raise UserError("patches", list(patches.shape), f"[B, {rows * columns}, {patch * patch * channels}]")
-    grid = patches.unflatten(2, (patch, patch, channels)).unflatten(1, (rows, columns))
-    return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+    grid = patches.reshape(len(patches), rows, columns, patch, patch, channels)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), channels, rows * patch, columns * patch)
 
 
 def standardise(patches: Tensor, epsilon: float = 1e-6) -> Tensor:
