@@ -25,6 +25,7 @@ def beats(
 CLAIMS: list[Claim | Exact] = [
     beats("It beats training on the labels alone", "none", SHEET, margin=0.01),
     beats("It beats the student's own masked pre-training", "mae", SHEET),
+    beats("It is not the compute: it beats its own pre-training for twice as long", "mae-longer", "control"),
     beats("Distilling the pre-trained teacher beats distilling the fine-tuned one", "kd", ABSTRACT),
     beats("It does so too when that student was pre-trained by itself", "mae+kd", ABSTRACT),
     beats("With more labels it still beats its own pre-training", "mae", SHEET, metric="accuracy_more"),

@@ -1,7 +1,8 @@
 """The experiment of dmae: pre-train a small student in many ways, then fine-tune all of them alike.
 
-Every arm of a seed starts from the same weights, sees the same images, masks and labels, and takes as many steps. The
-last step counts. Margins were set on seed 100, which is not recorded.
+Every arm of a seed starts from the same weights and sees the same images, masks and labels; the rivals are trained longer
+where that is needed for as many floating-point operations as the method's (``gflops``). The last step counts. Margins
+were set on seed 100, which is not recorded.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Way:
         mask_ratio, taps, options: of :func:`~.method.dmae`.
         trained: whether the teacher is; else it has its first weights.
         soft: fine-tune with the logits of the teacher fine-tuned on the same labels.
-        longer: factor of the fine-tuning's epochs.
+        pretrain_longer, longer: factors of the epochs of pre-training and fine-tuning.
         more: also fine-tune on the larger number of labels. shown: keep pictures.
     """
 
@@ -49,6 +50,7 @@ class Way:
     options: Mapping[str, Any] = field(default_factory=dict)
     trained: bool = True
     soft: bool = False
+    pretrain_longer: int = 1
     longer: int = 1
     more: bool = False
     shown: bool = False
@@ -60,7 +62,12 @@ ARMS = {
     "none": Arm(Way("none", longer=2), "labels alone, twice the epochs instead of pre-training", "none"),
     "mae": Arm(Way("mae", more=True, shown=True), "the student's own masked pre-training", "rival"),
     "kd": Arm(Way("none", soft=True, longer=2), "logits of the fine-tuned teacher, twice the epochs", "rival"),
-    "mae+kd": Arm(Way("mae", soft=True, more=True), "own pre-training, then logits of the fine-tuned teacher", "rival"),
+    "mae-longer": Arm(Way("mae", pretrain_longer=2), "own pre-training for twice as long: as much compute", "rival"),
+    "mae+kd": Arm(
+        Way("mae", soft=True, longer=2, more=True),
+        "own pre-training, then logits of the fine-tuned teacher for twice the epochs",
+        "rival",
+    ),
     "dmae": Arm(
         Way(more=True, shown=True, options={**SUM, "log_gradient_norms": True}),
         "masked pre-training and features at 3/4 of the depth, summed over channels",
@@ -132,6 +139,7 @@ class Pretrained(Experiment):
         if way.pretraining == "none":
             return {}, 0.0
         recipe, pool = self.bed.plan.recipe, self.bed.splits().train
+        recipe = replace(recipe, epochs=recipe.epochs * way.pretrain_longer)
         loader = self.bed.loader(pool, recipe, seed)
         if way.pretraining == "mae":
             objective = MaskedReconstruction(PATCH)
