@@ -1,8 +1,8 @@
 """The experiment of dmae: pre-train a small student in many ways, then fine-tune all of them alike.
 
-Every arm of a seed starts from the same weights and sees the same images, masks and labels; the rivals are trained longer
-where that is needed for as many floating-point operations as the method's (``gflops``). The last step counts. Margins
-were set on seed 100, which is not recorded.
+Every arm of a seed starts from the same weights and sees the same images, masks and labels. Rivals are trained longer
+where that is needed for about as many floating-point operations as the method's (``gflops``). The last step counts.
+Margins were set on seed 100, which is not recorded.
 """
 
 from __future__ import annotations
