@@ -152,8 +152,9 @@ class PeerDistiller(LightningModule):
         built = [self.settings[name].build(self._weights(name), steps) for name in self.peers]
         return [optimizer for optimizer, _ in built], [schedule for _, schedule in built]
 
-    def _weights(self, name: str) -> list[nn.Parameter]:
-        return [*self.peers[name].parameters(), *self.objectives[name].parameters()]
+    def _weights(self, name: str) -> list[tuple[str, nn.Parameter]]:
+        parts = {"student": self.peers[name], "objective": self.objectives[name]}
+        return [named for prefix, part in parts.items() for named in part.named_parameters(prefix)]
 
     def setup(self, stage: str) -> None:
         if stage == "fit":

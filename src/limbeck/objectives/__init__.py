@@ -6,6 +6,7 @@ from limbeck.objectives.contrastive import InfoNCE
 from limbeck.objectives.features import Cosine, FeatureMSE, FeatureObjective, SimilarityDistribution
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
+from limbeck.objectives.reconstruction import MaskedReconstruction
 from limbeck.objectives.supervised import Brier, CrossEntropy, TargetMSE
 from limbeck.objectives.text import parse_objective
 
@@ -23,6 +24,7 @@ __all__ = [
     "InfoNCE",
     "JensenShannon",
     "LogitObjective",
+    "MaskedReconstruction",
     "Needs",
     "Objective",
     "ProbabilityMSE",

@@ -14,6 +14,7 @@ TESTBEDS = {
     "digits": "digits:Digits",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "manpages": "manpages:ManPages",
+    "masked_fashion": "masked_fashion:MaskedFashion",
     "small_diffusion": "small_diffusion:SmallDiffusion",
     "tu_graphs": "tu_graphs:TUGraphs",
 }
