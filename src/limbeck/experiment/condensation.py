@@ -87,23 +87,28 @@ class CondensationExperiment(Experiment):
         start = time.process_time()
         made = chosen.setting(task)
         distilled = time.process_time()
-        weighted = chosen.options.get("weighted", True)
         training: Training = self.bed.training
-        found = evaluate(self.bed.network_makers(), made, splits.test, training, weighted=weighted, seed=seed)
+        weighted, networks = chosen.options.get("weighted", True), self.bed.network_makers()
+        test = self.tested(arm, splits.test)
+        found = evaluate(networks, made, test, training, weighted=weighted, seed=seed)
         cost = {"distil_seconds": distilled - start, "train_seconds": time.process_time() - distilled}
         whole, kept = packed(splits.train), made if isinstance(made, DistilledSet) else packed(made)
         sizes = {"set_bytes": kept.bytes, "set_samples": len(kept), "set_share": kept.bytes / whole.bytes}
         metrics = averaged(found, METRICS) | sizes | self.measure(arm, kept, task)
         return Outcome(
-            metrics, cost={name: round(value, 3) for name, value in cost.items()}, pictures=self.draw(arm, task)
+            metrics, cost={name: round(value, 3) for name, value in cost.items()}, pictures=self.draw(arm, kept, task)
         )
+
+    def tested(self, arm: str, test: Split) -> Split:
+        """The test samples as the networks of an arm get to see them."""
+        return test
 
     def measure(self, arm: str, made: DistilledSet, task: Task) -> dict[str, float]:
         """Further metrics of a set."""
         return {}
 
-    def draw(self, arm: str, task: Task) -> dict[str, str]:
-        """Pictures of an arm, by caption; for the first seed of a few arms."""
+    def draw(self, arm: str, made: DistilledSet, task: Task) -> dict[str, str]:
+        """Pictures of a set, by caption; for the first seed of a few arms."""
         return {}
 
     @cached_property
