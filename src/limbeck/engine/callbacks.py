@@ -6,9 +6,9 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning import LightningModule, Trainer
@@ -21,6 +21,14 @@ from limbeck.nn.gather import share_buffers, sum_over_processes, world_size
 from limbeck.nn.mode import evaluating
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """What wants to see the validated numbers of every epoch."""
+
+    def look(self, values: Mapping[str, float], epoch: int, pl_module: LightningModule) -> None:
+        """``epoch`` counts from 1; the Trainer is ``pl_module.trainer``."""
 
 
 class KeepBest(Callback):
@@ -51,6 +59,54 @@ class KeepBest(Callback):
         """Give the network the best epoch's weights."""
         if self._weights:
             pl_module.load_state_dict(self._weights)
+
+
+class Plateau(Callback):
+    """Lowers the learning rate, and in the end stops, when a validated number no longer falls.
+
+    Args:
+        metric: a name that ``validate`` returns; lower is better.
+        factor, patience: the rate is multiplied by ``factor`` once more than ``patience`` epochs in a row brought no
+            new lowest value (as torch's ReduceLROnPlateau with threshold 0); then the count begins anew.
+        stop: the training ends after that many epochs in a row without one.
+
+    Give it to :func:`limbeck.engine.fit` among ``callbacks``, with ``select=metric`` to keep the best epoch's weights.
+    """
+
+    def __init__(self, metric: str, *, factor: float = 0.1, patience: int = 5, stop: int = 10) -> None:
+        self.metric, self.factor, self.patience, self.stop = metric, factor, patience, stop
+        self.lowest: float | None = None
+        self.waited = self.since_lowered = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self.lowest, "waited": self.waited, "since_lowered": self.since_lowered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.lowest, self.waited, self.since_lowered = state["lowest"], state["waited"], state["since_lowered"]
+
+    def look(self, values: Mapping[str, float], epoch: int, pl_module: LightningModule) -> None:
+        """Judge an epoch; NaN is no new lowest value."""
+        if self.metric not in values:
+            raise UserError("plateau metric", self.metric, values)
+        value = values[self.metric]
+        if self.lowest is None or value < self.lowest:
+            self.lowest, self.waited, self.since_lowered = value, 0, 0
+            return
+        self.waited += 1
+        self.since_lowered += 1
+        if self.since_lowered > self.patience:
+            self.since_lowered = 0
+            self._lower(pl_module.trainer)
+        if self.waited >= self.stop:
+            pl_module.trainer.should_stop = True
+
+    def _lower(self, trainer: Trainer) -> None:
+        # The schedules compute each step's rate from their base rates, so those are lowered, and the rate in force.
+        for config in trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            scheduler.base_lrs = [rate * self.factor for rate in scheduler.base_lrs]
+            for group in scheduler.optimizer.param_groups:
+                group["lr"] = group["lr"] * self.factor
 
 
 class StopWhenDiverged(Callback):
@@ -85,10 +141,10 @@ class Record(Callback):
     """
 
     def __init__(
-        self, folder: Path | None, every: int, validate: Validate | None = None, best: KeepBest | None = None
+        self, folder: Path | None, every: int, validate: Validate | None = None, judges: Sequence[Judge] = ()
     ) -> None:
         self.path = folder / "log.jsonl" if folder is not None else None
-        self.every, self.validate, self.best = every, validate, best
+        self.every, self.validate, self.judges = every, validate, judges
         self.lines: list[dict[str, float]] = []
         self._file: Any = None
         self._started = 0.0
@@ -128,8 +184,8 @@ class Record(Callback):
         # Validation draws nothing from the generators that training will go on with.
         with evaluating(pl_module), torch.no_grad(), torch.random.fork_rng(devices=[]):
             values = {name: float(value) for name, value in self.validate(pl_module).items()}
-        if self.best is not None:
-            self.best.look(values, trainer.current_epoch + 1, pl_module)
+        for judge in self.judges:
+            judge.look(values, trainer.current_epoch + 1, pl_module)
         self._validation_seconds += time.perf_counter() - start
         line = {f"validation/{name}": value for name, value in values.items()}
         self._write({"step": pl_module.steps_done, "epoch": trainer.current_epoch + 1, **line})

@@ -2,7 +2,13 @@
 
 from limbeck.objectives.base import Needs, Objective, Scaled, Sum, row_options, total
 from limbeck.objectives.contrastive import InfoNCE
-from limbeck.objectives.features import Cosine, FeatureMSE, FeatureObjective, SimilarityDistribution
+from limbeck.objectives.features import (
+    Cosine,
+    FeatureMSE,
+    FeatureObjective,
+    LevelCosine,
+    SimilarityDistribution,
+)
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
 from limbeck.objectives.supervised import Brier, CrossEntropy, TargetMSE
@@ -19,6 +25,7 @@ __all__ = [
     "FeatureObjective",
     "InfoNCE",
     "JensenShannon",
+    "LevelCosine",
     "LogitObjective",
     "Needs",
     "Objective",

@@ -15,6 +15,8 @@ TESTBEDS = {
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "manpages": "manpages:ManPages",
     "small_diffusion": "small_diffusion:SmallDiffusion",
+    "surfaces": "surfaces:SurfaceImages",
+    "textures": "textures:Textures",
     "tu_graphs": "tu_graphs:TUGraphs",
 }
 
