@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
 from limbeck.engine import Distiller, OneClassRecipe, Plateau, fit, fit_good
 from limbeck.engine.one_class import mean_loss
@@ -40,7 +41,7 @@ def judged(values: list[float], plateau: Plateau, **options: Any) -> tuple[Rates
     recipe = OneClassRecipe(batch_size=12, lr=0.01)
     loader_of = fit(
         distiller(recipe),
-        [next(iter(TRAIN.batches(12)))],
+        TensorLoader(TRAIN, 12),
         epochs=len(values),
         validate=lambda module: {"loss": left.pop(0)},
         callbacks=[plateau, rates],
@@ -70,7 +71,7 @@ def test_nan_is_no_progress() -> None:
 
 def test_a_judge_needs_a_validation() -> None:
     with pytest.raises(UserError, match="validate"):
-        fit(distiller(OneClassRecipe()), [next(iter(TRAIN.batches(12)))], epochs=1, callbacks=[Plateau("loss")])
+        fit(distiller(OneClassRecipe()), TensorLoader(TRAIN, 12), epochs=1, callbacks=[Plateau("loss")])
 
 
 def test_good_training_goes_on_after_a_cut_bit_for_bit(tmp_path: Path) -> None:

@@ -66,11 +66,11 @@ class Surfaces:
 class AnomalySplits(Splits):
     """Good tiles for training and validation; test tiles whose targets are kinds of defect, 0 for none.
 
-    ``surfaces`` says the rest: names of kinds, masks, tiles per image. Inputs are uint8 tiles, or a teacher's maps.
-    ``sharp`` is the validation part without the blur of training images.
+    Inputs are normalised tiles, or a teacher's maps of them. ``surfaces`` says the rest: names, masks, tiles per image.
+    ``blurred`` are the training and the validation part as the method's authors blur them.
     """
 
-    sharp: Split
+    blurred: tuple[Split, Split]
     surfaces: Surfaces
 
 
@@ -103,20 +103,18 @@ class AnomalyTestbed(Testbed):
         return 4 * TILE / 256
 
     def splits(self, seed: int = 0) -> AnomalySplits:
-        """Tiles; see :class:`AnomalySplits`. Which good images are held out for validation depends on ``seed``."""
+        """Normalised tiles. Which good images are held out for validation depends on ``seed``."""
         found = self.surfaces(seed)
-        return self._split({"good": found.good, "sharp": found.good, "test": found.test}, found, seed)
+        good, test = imagenet.FORMAT.normalize(found.good), imagenet.FORMAT.normalize(found.test)
+        return self._split({"good": good, "blurred": gaussian_blur(good), "test": test}, found, seed)
 
     def features(self, seed: int = 0, teacher: MultiTap | None = None) -> AnomalySplits:
-        """The same with a teacher's maps as inputs; of the testbed's own teacher they are made once and kept.
-
-        Training and validation tiles are blurred first, as the method has it; ``sharp`` and test tiles are not.
-        """
+        """The same with a teacher's maps as inputs; of the testbed's own teacher they are made once and kept."""
         found = self.surfaces(seed)
 
         def make() -> dict[str, Tensor]:
             network = teacher or self.teacher()
-            parts = {"good": run(network, found.good, blur=True), "sharp": run(network, found.good),
+            parts = {"good": run(network, found.good), "blurred": run(network, found.good, blur=True),
                      "test": run(network, found.test)}  # fmt: skip
             return {f"{part}.{name}": maps for part, made in parts.items() for name, maps in made.items()}
 
@@ -124,24 +122,22 @@ class AnomalyTestbed(Testbed):
         kept = make() if teacher is not None else kept_tensors(f"{self.name}-{self.regime}-maps", content, make)
         parts: dict[str, Any] = {
             part: {key.split(".")[1]: maps for key, maps in kept.items() if key.startswith(f"{part}.")}
-            for part in ("good", "sharp", "test")
+            for part in ("good", "blurred", "test")
         }
         return self._split(parts, found, seed)
 
     def _split(self, parts: Mapping[str, Any], found: Surfaces, seed: int) -> AnomalySplits:
-        count, tiles = len(found.good) // found.tiles, found.tiles
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed(seed, 2)))
-        held = round(self.validation_share * count)
-        ids = torch.arange(len(found.good) + len(found.test))
-
-        def of(part: str, images: Tensor) -> Split:
-            index = (images[:, None] * tiles + torch.arange(tiles)).flatten()
-            return Split(parts[part], torch.zeros(len(found.good), dtype=torch.int64), ids[: len(found.good)]).subset(
-                index
-            )
-
-        test = Split(parts["test"], found.kind.repeat_interleave(tiles), ids[len(found.good) :])
-        return AnomalySplits(of("good", order[held:]), of("good", order[:held]), test, of("sharp", order[:held]), found)
+        total, tiles = len(found.good), found.tiles
+        order = torch.randperm(total // tiles, generator=torch.Generator().manual_seed(epoch_seed(seed, 2)))
+        held = round(self.validation_share * len(order))
+        ids = torch.arange(total + len(found.test))
+        learnt, kept = ((images[:, None] * tiles + torch.arange(tiles)).flatten()
+                        for images in (order[held:], order[:held]))  # fmt: skip
+        good, blurred = (Split(parts[name], torch.zeros(total, dtype=torch.int64), ids[:total])
+                         for name in ("good", "blurred"))  # fmt: skip
+        test = Split(parts["test"], found.kind.repeat_interleave(tiles), ids[total:])
+        both = (blurred.subset(learnt), blurred.subset(kept))
+        return AnomalySplits(good.subset(learnt), good.subset(kept), test, both, found)
 
     def teacher(self) -> MultiTap:
         """The published MobileNetV2 with its maps at 1/4 (twice), 1/8 and 1/16."""
@@ -170,8 +166,8 @@ class AnomalyTestbed(Testbed):
         """How well anomaly maps ``[N, H, W]`` of the test tiles find what is wrong.
 
         Args:
-            calibration: maps of good validation tiles by name (``sharp``, ``blurred``): 95% of their images lie below
-                the threshold that false alarms are counted at.
+            calibration: suffix of a metric -> maps of good validation tiles: 95% of their images lie below the
+                threshold that ``false_alarms`` and ``recall`` are counted at.
         """
         found = splits.surfaces
         scores, bad = by_image(maps, found.tiles), found.kind > 0
@@ -180,7 +176,7 @@ class AnomalyTestbed(Testbed):
             numbers[f"auroc_{name}"] = anomaly.auroc(scores[chosen], bad[chosen])
         for name, values in calibration.items():
             rates = anomaly.alarm_rates(scores, bad, by_image(values, found.tiles))
-            numbers |= {f"{rate}_{name}": value for rate, value in rates.items()}
+            numbers |= {f"{rate}{name}": value for rate, value in rates.items()}
         if found.masks is not None:
             full = upsample(maps, (TILE, TILE))
             numbers["pixel_auroc"] = anomaly.auroc(full, found.masks)
@@ -192,7 +188,7 @@ class AnomalyTestbed(Testbed):
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Image AUROC of a network that gives maps ``[B, H, W]`` of normalised tiles."""
         with torch.no_grad():
-            maps = torch.cat([model(imagenet.FORMAT.normalize(batch["input"])) for batch in split.batches(64)])
+            maps = torch.cat([model(batch["input"]) for batch in split.batches(64)])
         tiles = self.surfaces().tiles
         return {"auroc": anomaly.auroc(by_image(maps, tiles), split.labels[::tiles] > 0)}
 

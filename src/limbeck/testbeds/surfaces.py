@@ -44,14 +44,14 @@ class SurfaceImages(AnomalyTestbed):
 
     name = "surfaces"
     regimes: ClassVar[Mapping[str, Regime]] = {
-        "plain": Regime("simulated textiles, local and global defects", _TEXTILES, 60, 60, 256),
+        "plain": Regime("simulated textiles, local and global defects", _TEXTILES, 14, 20, 256),
         "solar": Regime("real photos of solar cells", _CELLS, 60, 60, 128),
     }
 
     def __init__(self, regime: str = "plain", size: Size = "full") -> None:
         super().__init__(regime, size)
         chosen = self.regimes[regime]
-        small = Regime(chosen.about, chosen.artefact, 6, 3, TILE)
+        small = Regime(chosen.about, chosen.artefact, 12, 3, TILE)
         self.plan: Regime = chosen if size == "full" else small
 
     def data_hashes(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ from limbeck.testbeds.anomaly import TILE, AnomalyTestbed, Surfaces, hashes
 from limbeck.testbeds.base import Size
 
 TEXTURES = ("brick", "grass", "gravel", "woven")
-_LEFT = 0.6
+_LEFT, _CONTRAST = 0.6, (0.3, 0.8)
 # A few pixels across, or as wide as long.
 _GROUPS = {"thin": ("scratch", "stripe", "broken"), "wide": ("blur", "stain", "paste", "float", "knot")}
 
@@ -47,8 +47,8 @@ class Textures(AnomalyTestbed):
     name = "textures"
     folds = len(TEXTURES)
     regimes: ClassVar[Mapping[str, Regime]] = {
-        "plain": Regime("learn and test on one texture", 300, 150),
-        "unseen": Regime("learn on three textures, test on the fourth", 300, 150, unseen=True),
+        "plain": Regime("learn and test on one texture", 140, 100),
+        "unseen": Regime("learn on three textures, test on the fourth", 141, 100, unseen=True),
     }
 
     def __init__(self, regime: str = "plain", size: Size = "full") -> None:
@@ -86,7 +86,7 @@ def _test(name: str, count: int, part: int) -> tuple[Tensor, Tensor, Tensor, tup
         names: tuple[str, ...] = DEFECTS
     else:
         both = _crops(name, 2 * count, part)
-        good, synthesiser = both[:count], DefectSynthesiser()
+        good, synthesiser = both[:count], DefectSynthesiser(contrast=_CONTRAST)
         foreign = _crops("grass" if name == "gravel" else "gravel", 50, part)
         made = synthesiser(both[count:], seed=part, other=foreign)
         bad, masks, kinds, names = made.images, made.masks, made.kinds, synthesiser.kinds

@@ -140,11 +140,11 @@ def test_arms_of_the_sheet_are_there() -> None:
     named = set(experiment.Textures.arms)
     assert named == {
         "autoencoder", "nearest", "forward", "plain-reverse", "fabric-rd", "no-links", "no-attention", "uniform",
-        "random-teacher",
+        "blurred", "random-teacher",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("arm", ["forward", "autoencoder", "nearest", "random-teacher"])
+@pytest.mark.parametrize("arm", ["forward", "autoencoder", "nearest", "blurred", "random-teacher"])
 def test_rivals_give_maps_of_every_part(arm: str) -> None:
     subject = experiment.Textures("smoke")
     chosen = subject.arms[arm]

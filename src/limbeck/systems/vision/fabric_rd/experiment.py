@@ -37,6 +37,7 @@ ABLATIONS = {
     "no-attention": Arm(lambda: Reverse(attention=False), "without SSPCAB and the gate", "ablation"),
     "uniform": Arm(lambda: Reverse(weights="uniform"), "all levels count alike in the map", "ablation"),
 }
+BLURRED = {"blurred": Arm(lambda: Reverse(blur=True), "learns from tiles blurred by 3 x 3, as published", "ablation")}
 RANDOM = {
     "random-teacher": Arm(Reverse, "the method on a network that was never trained", "control", {"teacher": "random"})
 }
@@ -49,7 +50,7 @@ class AnomalyExperiment(Experiment):
     """
 
     metric = "auroc"
-    recipe = OneClassRecipe(epochs=20, batch_size=8, patience=3, stop=6)
+    recipe = OneClassRecipe(epochs=12, batch_size=4, patience=2, stop=6)
 
     def prepare(self) -> dict[str, Any]:
         for seed in self.seeds[self.size]:
@@ -65,7 +66,9 @@ class AnomalyExperiment(Experiment):
         recipe = self.recipe if self.size == "full" else OneClassRecipe(epochs=2, batch_size=4)
         history = detector.fit(material, recipe, seed)
         maps = {part: detector.maps(material, part) for part in PARTS[1:]}
-        calibration = {"sharp": maps["sharp"], "blurred": maps["validation"]}
+        calibration = {"": maps["validation"]}
+        if isinstance(detector, Reverse) and detector.blur:
+            calibration["_if_set_on_blurred"] = detector.model.predict_features(material.maps.blurred[1])
         metrics = bed.measure(maps["test"], material.tiles, calibration)
         curves = {} if history is None else {"validation_loss": history.by_epoch("validation/loss")}
         return Outcome(metrics, curves, pictures=self.draw(arm, seed, maps["test"], material.tiles))
@@ -120,8 +123,10 @@ class Textiles(AnomalyExperiment):
     title = "Simulated textiles, local and global defects"
     testbed = "surfaces:plain"
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
-    arms = {**NONE, **NEAREST, **FORWARD, **PLAIN, **METHOD, **NO_LINKS, **RANDOM}
+    arms = {**NONE, **NEAREST, **FORWARD, **PLAIN, **METHOD, **RANDOM}
     claims = against_rivals()
+    # More tiles, so that the number of steps is that of the others.
+    recipe = OneClassRecipe(epochs=7, batch_size=4, patience=1, stop=4)
 
 
 class Solar(Textiles):
@@ -132,16 +137,17 @@ class Solar(Textiles):
 
 
 class Textures(AnomalyExperiment):
-    """Generated defects with exact masks on three photographed textures and a generated cloth; two seeds each."""
+    """Generated defects with exact masks on three photographed textures and a generated cloth: a seed is a texture."""
 
     title = "Generated defects on real textures and on woven cloth"
     testbed = "textures:plain"
-    seeds = {"smoke": (0, 1), "full": tuple(range(8))}
-    arms = {**NONE, **NEAREST, **FORWARD, **PLAIN, **METHOD, **NO_LINKS, **ABLATIONS, **RANDOM}
+    seeds = {"smoke": (0, 1), "full": (0, 1, 2, 3)}
+    arms = {**NONE, **NEAREST, **FORWARD, **PLAIN, **METHOD, **NO_LINKS, **ABLATIONS, **BLURRED, **RANDOM}
     claims = (
         *against_rivals(),
         Claim("Links help on the surface that was learnt from", "fabric-rd", "no-links", "auroc", source=CODE),
         Claim("SSPCAB and the gate help", "fabric-rd", "no-attention", "auroc", source=CODE),
+        Claim("Learning from blurred tiles costs nothing", "blurred", "fabric-rd", "auroc", -0.02, source=CODE),
         Claim("Stress on deep levels helps to find images", "fabric-rd", "uniform", "auroc", source=PAPER),
         Claim("Stress on deep levels helps to find pixels", "fabric-rd", "uniform", "pixel_auroc", source=PAPER),
         Claim("Stress on deep levels helps to find the pixels of wide defects", "fabric-rd", "uniform",
@@ -156,7 +162,7 @@ class Unseen(AnomalyExperiment):
 
     title = "A texture that was not learnt from"
     testbed = "textures:unseen"
-    seeds = {"smoke": (0, 1), "full": tuple(range(8))}
+    seeds = {"smoke": (0, 1), "full": (0, 1, 2, 3)}
     arms = {**NONE, **NEAREST, **PLAIN, **METHOD, **NO_LINKS}
     claims = (
         Claim("Without links it generalises better", "no-links", "fabric-rd", "auroc", source=PAPER),

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.data.augmentation import gaussian_blur
 from limbeck.data.split import Split
@@ -35,7 +35,6 @@ from limbeck.nn.mode import evaluating
 from limbeck.nn.multi_tap import MultiTap
 from limbeck.nn.reverse_decoder import ReverseStudent
 from limbeck.objectives import LevelCosine
-from limbeck.signals import Batch
 from limbeck.sources import Given
 
 Maps = Mapping[str, Tensor]
@@ -103,9 +102,7 @@ class FabricRD:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             student = ReverseStudent(shapes, signed=signed, **self.parts)
-        distiller = Distiller(
-            student, LevelCosine(shapes), Given(), optimizer=self.recipe.optimizer, forward=run_on_maps
-        )
+        distiller = Distiller(student, LevelCosine(shapes), Given(), optimizer=self.recipe.optimizer)
         self.history_ = fit_good(distiller, train, validation, self.recipe, seed=self.seed, **options)
         self.student_ = distiller.finish()
         held = image_scores(self.predict_features(sharp or validation))
@@ -137,12 +134,6 @@ class FabricRD:
             raise UserError("teacher", "none", "a MultiTap, to look at images")
         answers = [self.teacher(part) for part in images.split(64)]
         return {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
-
-
-def run_on_maps(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """A student's maps from the teacher's, which the batch holds as its input."""
-    made: dict[str, Tensor] = student(batch["input"])
-    return made
 
 
 def _split(maps: dict[str, Tensor]) -> Split:

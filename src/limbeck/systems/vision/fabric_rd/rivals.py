@@ -15,10 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from limbeck.data.augmentation import gaussian_blur
 from limbeck.data.split import Split
 from limbeck.engine import Distiller, History, OneClassRecipe, fit_good
-from limbeck.models.imagenet import FORMAT
 from limbeck.models.patch_memory import PatchMemory
 from limbeck.nn.anomaly_map import AnomalyMap, smooth, upsample
 from limbeck.nn.reverse_decoder import TapEncoder, conv_relu_norm
@@ -30,7 +28,7 @@ from limbeck.testbeds.recipe import seeded
 from .method import FabricRD
 
 SIZE = (TILE, TILE)
-PARTS = ("train", "validation", "sharp", "test")
+PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,10 @@ class Material:
     bed: AnomalyTestbed
 
     def images(self, part: str) -> Split:
-        """Normalised tiles, blurred where the method blurs; each is its own target."""
+        """Normalised tiles; each is its own target."""
         split: Split = getattr(self.tiles, part)
-        images = FORMAT.normalize(torch.as_tensor(split.input))
-        seen = gaussian_blur(images) if part in ("train", "validation") else images
-        return Split(seen, seen, split.id)
+        images = torch.as_tensor(split.input)
+        return Split(images, images, split.id)
 
 
 class Detector(Protocol):
@@ -60,15 +57,16 @@ class Detector(Protocol):
 
 
 class Reverse:
-    """:class:`FabricRD` with options."""
+    """:class:`FabricRD` with options; ``blur`` learns from blurred tiles, as published."""
 
-    def __init__(self, **options: Any) -> None:
-        self.options = options
+    def __init__(self, *, blur: bool = False, **options: Any) -> None:
+        self.blur, self.options = blur, options
 
     def fit(self, material: Material, recipe: OneClassRecipe, seed: int) -> History | None:
         self.model = FabricRD(size=SIZE, sigma=material.bed.sigma, recipe=recipe, seed=seed, **self.options)
         splits = material.maps
-        return self.model.fit_features(splits.train, splits.validation, splits.sharp).history_
+        train, held = splits.blurred if self.blur else (splits.train, splits.validation)
+        return self.model.fit_features(train, held, splits.validation).history_
 
     def maps(self, material: Material, part: str) -> Tensor:
         return self.model.predict_features(getattr(material.maps, part))
