@@ -80,7 +80,7 @@ def test_good_training_goes_on_after_a_cut_bit_for_bit(tmp_path: Path) -> None:
 
     class Die(Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            if pl_module.steps_done == 16:
+            if pl_module.steps_done == 13:
                 raise Cut
 
     recipe = OneClassRecipe(epochs=12, batch_size=4, lr=0.3, patience=1, stop=4)
