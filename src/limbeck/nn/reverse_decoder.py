@@ -209,13 +209,14 @@ class TapEncoder(nn.Module):
         self.levels = nn.ModuleList()
         above: Shape = (3, *size)
         for shape in shapes.values():
-            steps, channels = [], above[0]
+            steps: list[nn.Module] = []
+            channels = above[0]
             for _ in range(_halvings(above, shape)):
                 steps.append(conv_relu_norm(channels, shape[0], 3, stride=2))
                 channels = shape[0]
-            last = blocks - 1
-            steps += [UpBlock(channels if n == 0 else shape[0], shape[0], signed=signed and n == last)
-                      for n in range(blocks)]  # fmt: skip
+            for number in range(blocks):
+                steps.append(UpBlock(channels, shape[0], signed=signed and number == blocks - 1))
+                channels = shape[0]
             self.levels.append(nn.Sequential(*steps))
             above = shape
 
