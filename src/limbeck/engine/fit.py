@@ -16,7 +16,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from limbeck.data.loaders import TensorLoader
-from limbeck.engine.callbacks import KeepBest, Plateau, Record, StopWhenDiverged, Validate
+from limbeck.engine.callbacks import Judge, KeepBest, Record, StopWhenDiverged, Validate
 from limbeck.engine.checkpoints import SaveLast, WholeFiles, check_whole
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.peers import PeerDistiller
@@ -94,6 +94,7 @@ def fit(
         progress: a bar, or a callback that shows one.
         checkpoint_seconds: time between two checkpoints inside an epoch.
         gradient_clip: largest norm of the gradient.
+        callbacks: Lightning's; one with a method ``look`` (:class:`~limbeck.engine.Plateau`) sees every validation.
         stop_when_diverged: raise when the loss and the weights are no longer finite, seen every ``log_every`` steps.
         trainer: anything else that Lightning's Trainer takes (``devices``, ``strategy``, ``precision``, ``logger``).
 
@@ -112,13 +113,10 @@ def fit(
         last.unlink(missing_ok=True)
     resumed = check_whole(last) if last is not None and last.exists() else None
     best = KeepBest(select, higher=select_higher) if select else None
-    watchers: list[KeepBest | Plateau] = [
-        *([best] if best else []),
-        *(one for one in callbacks if isinstance(one, Plateau)),
-    ]
-    if len(watchers) > (best is not None) and validate is None:
-        raise UserError("callbacks", "a Plateau", "a validate function beside it")
-    record = Record(folder, log_every, validate, watchers)
+    judges = [callback for callback in ([best] if best else []) + [*callbacks] if isinstance(callback, Judge)]
+    if judges and validate is None:
+        raise UserError("validate", "none", "a function that gives what the callbacks judge epochs by")
+    record = Record(folder, log_every, validate, judges)
     own: list[Callback] = [record, *([best] if best else [])]
     if stop_when_diverged:
         own.append(StopWhenDiverged(log_every))

@@ -3,7 +3,13 @@
 from limbeck.objectives.asking import ASK, AskTeacher
 from limbeck.objectives.base import Needs, Objective, Scaled, Sum, row_options, total
 from limbeck.objectives.contrastive import InfoNCE
-from limbeck.objectives.features import Cosine, FeatureMSE, FeatureObjective, SimilarityDistribution
+from limbeck.objectives.features import (
+    Cosine,
+    FeatureMSE,
+    FeatureObjective,
+    LevelCosine,
+    SimilarityDistribution,
+)
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
 from limbeck.objectives.reconstruction import MaskedReconstruction
@@ -23,6 +29,7 @@ __all__ = [
     "FeatureObjective",
     "InfoNCE",
     "JensenShannon",
+    "LevelCosine",
     "LogitObjective",
     "MaskedReconstruction",
     "Needs",

@@ -16,6 +16,8 @@ TESTBEDS = {
     "manpages": "manpages:ManPages",
     "masked_fashion": "masked_fashion:MaskedFashion",
     "small_diffusion": "small_diffusion:SmallDiffusion",
+    "surfaces": "surfaces:SurfaceImages",
+    "textures": "textures:Textures",
     "tu_graphs": "tu_graphs:TUGraphs",
 }
 
