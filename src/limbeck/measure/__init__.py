@@ -27,7 +27,7 @@ from limbeck.measure.cost import (
     state_bytes,
 )
 from limbeck.measure.fidelity import agreement, cka, cosine, fidelity_summary, js, kl, neighbour_overlap
-from limbeck.measure.memory import PeakMemory, peak_memory
+from limbeck.measure.memory import PeakMemory, kept_for_backward, peak_memory
 from limbeck.measure.quality import auc, classification, language_modelling, perplexity, regression, retrieval
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "flops",
     "forward_call",
     "js",
+    "kept_for_backward",
     "kl",
     "language_modelling",
     "latency",

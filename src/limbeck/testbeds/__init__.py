@@ -15,6 +15,7 @@ TESTBEDS = {
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "manpages": "manpages:ManPages",
     "small_diffusion": "small_diffusion:SmallDiffusion",
+    "thumbnails": "thumbnails:Thumbnails",
     "tu_graphs": "tu_graphs:TUGraphs",
 }
 

@@ -113,7 +113,7 @@ class GraphExperiment(CondensationExperiment):
     label_texts: dict[int, str] = {}
     edge_texts: dict[int, str] = {}
 
-    def draw(self, arm: str, task: Task) -> dict[str, str]:
+    def draw(self, arm: str, made: DistilledSet, task: Task) -> dict[str, str]:
         if arm != self.pictured or task.seed != 0:
             return {}
         miner = self.arms[arm].setting.keywords
