@@ -81,3 +81,25 @@ def test_means_over_networks_and_each() -> None:
 def test_no_steps_are_refused() -> None:
     with pytest.raises(UserError, match="training: given steps 0"):
         train_fresh(NETWORKS["mlp"], blobs(8, 0), Training(steps=0))
+
+
+def test_several_fresh_networks_are_averaged() -> None:
+    data = blobs(12, 0)
+    short = Training(steps=2, batch_size=4)
+    found = evaluate(NETWORKS, data, blobs(40, 1), short, repeats={"mlp": 3})
+    alone = evaluate(NETWORKS, data, blobs(40, 1), short)
+    assert found["linear"] == alone["linear"]
+    assert found["mlp"]["nll"] != alone["mlp"]["nll"]
+    again = evaluate(NETWORKS, data, blobs(40, 1), short, repeats={"mlp": 3})
+    assert found == again
+
+
+def test_validation_chooses_the_epoch_and_test_samples_do_not() -> None:
+    # The labels are wrong for everybody but the first epoch's network, which has learnt the least of them.
+    data, held_out = blobs(40, 0), blobs(40, 1)
+    wrong = Split(data.input, 1 - data.labels, data.id)
+    long = Training(steps=150, batch_size=8, optimizer=OptimizerSettings(lr=3e-3))
+    last = train_fresh(NETWORKS["mlp"], wrong, long, seed=3)
+    chosen = train_fresh(NETWORKS["mlp"], wrong, long, seed=3, validation=held_out)
+    right = [(predictions(model, held_out).argmax(-1) == held_out.labels).float().mean() for model in (last, chosen)]
+    assert right[1] > right[0]

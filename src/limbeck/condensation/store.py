@@ -57,7 +57,8 @@ class DistilledSet:
 
         Args:
             samples: images or features as a tensor ``[N, ...]``, a mapping of such tensors, graphs, forests of
-                computation trees, or tiled images of eight bits. Floating numbers keep their type: convert them first to store less.
+                computation trees, or tiled images of eight bits. Floating numbers keep their type: convert them first
+                to store less.
             target: int64 ``[N]`` or floating ``[N, C]``; of tiled images also one per image.
             weight: non-negative, not all zero; as many as targets.
         """

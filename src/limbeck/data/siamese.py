@@ -23,9 +23,9 @@ _CHOICE, _BRIGHTNESS, _SATURATION, _CONTRAST, _ROW, _COLUMN, _WIDER, _HIGHER, _A
 class SiameseAugment:
     """Differentiable siamese augmentation (DSA; Zhao and Bilen, ICML 2021) of pixels in [0, 1].
 
-    The gradient flows through every operation to the pixels. A draw is a pure function of an image's ``view`` seed: give
-    real and synthetic images the same one and they are shifted, tinted and cut alike (*siamese*); as a transform of
-    ``TensorLoader`` every image has its own.
+    The gradient flows through every operation to the pixels. A draw is a pure function of an image's ``view`` seed:
+    give real and synthetic images the same one and they are shifted, tinted and cut alike (*siamese*); as a transform
+    of ``TensorLoader`` every image has its own.
 
     Args:
         operations: any of ``color`` (brightness, saturation, contrast), ``crop`` (a random shift), ``cutout``,

@@ -60,9 +60,9 @@ class CondensationExperiment(Experiment):
 
     A subclass states ``testbed``, ``arms`` and ``claims``. The setting of an arm is a function from a :class:`Task` to
     a :class:`DistilledSet` (or to a split, for an arm that keeps all samples). Arm options: ``weighted``, draw samples
-    by the set's weights, as is the default; ``longer``, so many times the usual steps, for an arm with so much data that
-    it would be stopped short. All others take as many steps with batches of the same size, and the last step counts:
-    nothing is selected. ``repeats`` says how many fresh networks of a kind are averaged.
+    by the set's weights, as is the default; ``longer``, so many times the usual steps, for an arm with so much data
+    that it would be stopped short. All others take as many steps with batches of the same size, and the last step
+    counts: nothing is selected. ``repeats`` says how many fresh networks of a kind are averaged.
 
     Metrics: ``accuracy`` and ``auc`` as means over the networks and of each (``accuracy_gin``); ``set_bytes``,
     ``set_samples``, and ``set_share``, the set's bytes by those of all training samples. A subclass adds its own in

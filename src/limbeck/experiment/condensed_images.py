@@ -39,7 +39,7 @@ def affordable(task: Task, *, samples: int = 1, soft: bool = False) -> int:
     """Stored images per class within the budget, each with ``samples`` labels if they are soft, else with one."""
     classes = task.bed.num_classes
     label = samples * classes * _SOFT if soft else 1
-    return task.budget // (classes * (pixels(task)[0].numel() + label))
+    return (task.budget - 1) // (classes * (pixels(task)[0].numel() + label))
 
 
 def coreset(order: Order, task: Task) -> DistilledSet:
@@ -83,8 +83,8 @@ REAL_IMAGES = {
 
 
 class ImageCondensation(CondensationExperiment):
-    """Distilled images at ``per_class`` stored images of every class. ``metric`` is the accuracy of the architecture that
-    the images are made with; the other one's stands beside it.
+    """Distilled images at ``per_class`` stored images of every class. ``metric`` is the accuracy of the architecture
+    that the images are made with; the other one's stands beside it.
 
     A subclass states ``pictured``: arms whose images are shown, for seed 0.
     """
@@ -96,9 +96,9 @@ class ImageCondensation(CondensationExperiment):
     pictured: tuple[str, ...] = ()
 
     def budget(self, train: Split) -> int:
-        """The bytes of ``per_class`` real images of every class, with a label of one byte each."""
+        """The bytes of ``per_class`` real images of every class with a label of one byte each, and one for the factor."""
         per_class = self.per_class if self.size == "full" else min(self.per_class, 2)
-        return int(per_class * self.bed.num_classes * (train.input[0].numel() + 1))  # type: ignore[union-attr,index]
+        return int(per_class * self.bed.num_classes * (train.input[0].numel() + 1)) + 1  # type: ignore[union-attr,index]
 
     def pack(self, split: Split) -> DistilledSet:
         """Real images at eight bits per pixel and channel."""

@@ -1,4 +1,4 @@
-"""Exact checks: what characteristic functions see and means do not, and what a step costs beside trajectory matching."""
+"""Exact checks: what characteristic functions see and means do not; what a step costs beside trajectory matching."""
 
 from __future__ import annotations
 
