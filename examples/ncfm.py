@@ -1,8 +1,8 @@
 """NCFM with networks of timm and transformers on a folder of images.
 
-Two classes of drawings stand for your folder ``DIR/class/*.png``, and randomly initialised networks of the very classes
-for pretrained ones: ``timm.create_model(name, pretrained=True)`` and ``ViTForImageClassification.from_pretrained(name)``
-go into the same places. Run with: python examples/ncfm.py
+Two classes of drawings stand for your folder ``DIR/class/*.png``, and randomly initialised networks of the very
+classes for pretrained ones: ``timm.create_model(name, pretrained=True)`` and
+``ViTForImageClassification.from_pretrained(name)`` go into the same places. Run with: python examples/ncfm.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from limbeck.data.images import ImageFormat, decoded
 from limbeck.data.references import load_data
 from limbeck.data.split import Split
 from limbeck.engine import OptimizerSettings
+from limbeck.models.timm import import_timm
 from limbeck.systems.dataset.ncfm.method import NCFM
 
 SIDE = 32
@@ -43,7 +43,7 @@ def vit() -> nn.Module:
 
 def resnet() -> nn.Module:
     """A timm network, pixels in [0, 1] as they are."""
-    network: nn.Module = timm.create_model("test_resnet", num_classes=2)
+    network: nn.Module = import_timm().create_model("test_resnet", num_classes=2)
     return network
 
 

@@ -96,7 +96,7 @@ class ImageCondensation(CondensationExperiment):
     pictured: tuple[str, ...] = ()
 
     def budget(self, train: Split) -> int:
-        """The bytes of ``per_class`` real images of every class with a label of one byte each, and one for the factor."""
+        """The bytes of ``per_class`` real images of every class with labels of one byte, and one for the factor."""
         per_class = self.per_class if self.size == "full" else min(self.per_class, 2)
         return int(per_class * self.bed.num_classes * (train.input[0].numel() + 1)) + 1  # type: ignore[union-attr,index]
 
