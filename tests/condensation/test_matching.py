@@ -137,6 +137,13 @@ def test_the_rate_is_halved_when_nothing_improves() -> None:
     assert found.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 / 4)
 
 
+def test_otherwise_it_follows_its_schedule() -> None:
+    found = matching(Stretch(), optimizer=OptimizerSettings(lr=0.02, schedule="cosine"))
+    distil(found, REAL, steps=4, real_batch=4)
+    rates = [one.param_groups[0]["lr"] for one in found.trainer.optimizers]
+    assert rates == pytest.approx([0.0, 1e-3])
+
+
 class Cut(Exception):
     """Stands for a machine that dies."""
 

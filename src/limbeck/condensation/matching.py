@@ -25,6 +25,7 @@ from limbeck.data.split import Split
 from limbeck.engine import History, OptimizerSettings, fit
 from limbeck.engine.checkpoints import ExactResume
 from limbeck.engine.min_max import min_max_step
+from limbeck.engine.optimizer import training_steps
 from limbeck.errors import LimbeckError, UserError
 from limbeck.losses import cross_entropy
 from limbeck.signals import move, run_network
@@ -51,8 +52,8 @@ class DistributionMatching(LightningModule):
         calibration: weight of the cross-entropy; 0 leaves it out.
         augment: the siamese augmentation, ``None`` for none.
         tap: where the features are read (see ``Taps``); flattened per image.
-        optimizer: of the images. adversary: of the second player.
-        patience: steps without a smaller loss after which the images' learning rate is halved; ``None``: never.
+        optimizer: of the images; its schedule runs over all steps. adversary: of the second player.
+        patience: steps without a smaller loss after which the images' learning rate is halved, in place of the schedule.
         classes_at_once: how many classes go through the network together. The gradient is the same; memory is not.
 
     A class's images have gradients of their own class alone, so that one step on the sum is what a step per class with
@@ -105,9 +106,7 @@ class DistributionMatching(LightningModule):
             min_max_step(self.calibration * entropy, players[0].optimizer, None, backward=self.manual_backward)
             terms["calibration"] = entropy.detach()
         total = self.scale * terms["match"] + self.calibration * terms.get("calibration", matched.new_zeros(()))
-        if self.patience is not None:
-            schedule: Any = self.lr_schedulers()
-            schedule.step(float(total) / len(self.images.classes))
+        self._step_schedules(float(total) / len(self.images.classes))
         self.steps_done += 1
         self.latest_terms = {**terms, "loss": total.detach()}
 
@@ -158,10 +157,20 @@ class DistributionMatching(LightningModule):
         player = list(self.distance.parameters()) if isinstance(self.distance, nn.Module) else []
         if any(parameter.requires_grad for parameter in player):
             settings.append((self.adversary, player))
-        optimizers = [one.build(weights, 1)[0] for one, weights in settings]
-        if self.patience is None:
-            return optimizers
-        return optimizers, [ReduceLROnPlateau(optimizers[0], factor=0.5, patience=self.patience)]
+        steps = training_steps(self.trainer)
+        built = [one.build(weights, steps) for one, weights in settings]
+        schedules: list[Any] = [schedule for _, schedule in built]
+        if self.patience is not None:
+            schedules[0] = ReduceLROnPlateau(built[0][0], factor=0.5, patience=self.patience)
+        return [optimizer for optimizer, _ in built], schedules
+
+    def _step_schedules(self, loss: float) -> None:
+        found: Any = self.lr_schedulers()
+        for schedule in found if isinstance(found, list) else [found]:
+            if isinstance(schedule, ReduceLROnPlateau):
+                schedule.step(loss)
+            else:
+                schedule.step()
 
     def setup(self, stage: str) -> None:
         self.steps_done = 0

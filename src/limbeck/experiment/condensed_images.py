@@ -77,8 +77,7 @@ REAL_IMAGES = {
     "random-soft": Arm(partial(real_soft, 1), "random real images with soft labels, as many bytes", "rival"),
     "herding": Arm(partial(coreset, herding_order), "herding on a trained network's features", "rival"),
     "k-center": Arm(partial(coreset, k_center_order), "k-center on a trained network's features", "rival"),
-    "tiled": Arm(partial(start, 2), "four shrunk real images in one: where the learned sets start", "control"),
-    "tiled-soft": Arm(partial(real_soft, 2), "four shrunk real images in one, soft labels, as many bytes", "rival"),
+    "tiled": Arm(partial(start, 2), "four shrunk real images in one: where sets of tiles start", "control"),
 }
 
 

@@ -41,7 +41,7 @@ class Regime:
     Attributes:
         images: class of the testbed whose images these are.
         mean, deviation: of the training pixels, per channel; the ConvNet's first layer uses them.
-        train, validation, test: numbers of images, drawn once; ``test=0`` for all.
+        train, validation, test: numbers of images, drawn once.
         experts, expert_steps: the pool and the length of each training.
         steps: of the evaluation's trainings.
         lowest: accuracy that an expert must reach for an effect to show.
@@ -54,10 +54,10 @@ class Regime:
     lowest: float
     train: int = 20_000
     validation: int = 2_000
-    test: int = 0
+    test: int = 5_000
     experts: int = 5
     expert_steps: int = 620
-    steps: int = 200
+    steps: int = 300
 
 
 class Thumbnails(Testbed):
@@ -69,12 +69,12 @@ class Thumbnails(Testbed):
 
     name = "thumbnails"
     regimes: ClassVar[Mapping[str, Regime]] = {
-        "plain": Regime("Fashion-MNIST, ten classes of clothing, grey", FashionMNIST, (0.22,), (0.28,), 0.8),
+        "plain": Regime("Fashion-MNIST, ten classes of clothing, grey", FashionMNIST, (0.22,), (0.31,), 0.8),
         "cifar10": Regime(
             "CIFAR-10, ten classes of objects, in colour",
             CIFAR10,
             (0.49, 0.48, 0.45),
-            (0.23, 0.23, 0.25),
+            (0.24, 0.23, 0.25),
             0.45,
             expert_steps=930,
         ),
@@ -83,6 +83,7 @@ class Thumbnails(Testbed):
     def __init__(self, regime: str = "plain", size: Size = "full") -> None:
         super().__init__(regime, size)
         plan = self.regimes[regime]
+        # Enough to have a beginning and an end.
         small = {"train": 400, "validation": 100, "test": 200, "experts": 2, "expert_steps": 6, "steps": 6}
         self.plan = plan if size == "full" else replace(plan, **small)
 
@@ -107,12 +108,16 @@ class Thumbnails(Testbed):
 
     @property
     def training(self) -> Training:
-        """How every evaluation network is trained, whatever on: DSA with all operations, CutMix, AdamW."""
+        """How every evaluation network is trained, whatever on: shifts by a pixel, CutMix, AdamW.
+
+        The literature's full DSA needs thousands of steps: in hundreds these small networks learn less with it than
+        without, on real images too.
+        """
         return Training(
             steps=self.plan.steps,
-            batch_size=64,
-            optimizer=OptimizerSettings(lr=3e-3, weight_decay=1e-2, warmup=0.05),
-            transform=Chain(SiameseAugment(), CutMix(self.num_classes)),
+            batch_size=32,
+            optimizer=OptimizerSettings(lr=5e-3, weight_decay=1e-2, warmup=0.05),
+            transform=Chain(SiameseAugment(("crop",), crop=1 / SIDE), CutMix(self.num_classes)),
         )
 
     def network(self, kind: str) -> nn.Module:
@@ -133,7 +138,7 @@ class Thumbnails(Testbed):
             return self.network("convnet")
 
         def make() -> dict[str, Tensor]:
-            training = replace(self.training, steps=self.plan.expert_steps)
+            training = replace(self.training, steps=self.plan.expert_steps, batch_size=64, transform=None)
             # Seeds that no recorded run meets: an evaluation network must not begin where an expert did.
             pool = ExpertPool.train(build, self.splits().train, training, count=self.plan.experts, seed=7_000)
             return pool.tensors()
@@ -196,12 +201,12 @@ class Thumbnails(Testbed):
         return Splits(
             train=_thumbnails(training, order[: plan.train]),
             validation=_thumbnails(training, order[-plan.validation :]),
-            test=_thumbnails(test, torch.arange(plan.test or len(test.images)), offset=len(training.images)),
+            test=_thumbnails(test, torch.arange(plan.test), offset=len(training.images)),
         )
 
     def _content(self) -> dict[str, Any]:
         plan = {name: value for name, value in asdict(self.plan).items() if name != "images"}
-        return {"data": self.data_hashes(), "plan": plan, "network": repr(self.student()), "version": 1}
+        return {"data": self.data_hashes(), "plan": plan, "network": repr(self.student()), "version": 2}
 
 
 class _Mean(nn.Module):

@@ -140,7 +140,7 @@ def test_every_arm_keeps_within_the_budget() -> None:
     task = experiment.Task(train, found.budget(train), 0, found.bed, full=False)
     assert task.budget == 2 * 10 * 257 + 1
     assert affordable(task) == 2
-    for name in ("random", "random-soft", "tiled", "tiled-soft", "herding", "k-center", "ncfm", "ncfm-soft"):
+    for name in ("random", "random-soft", "tiled", "herding", "k-center", "dm", "ncfm", "ncfm-tiles"):
         made = found.arms[name].setting(task)
         assert made.bytes <= task.budget, name
     assert set(task.metrics) == {"discrepancy"}
