@@ -53,7 +53,7 @@ class DistributionMatching(LightningModule):
         augment: the siamese augmentation, ``None`` for none.
         tap: where the features are read (see ``Taps``); flattened per image.
         optimizer: of the images; its schedule runs over all steps. adversary: of the second player.
-        patience: steps without a smaller loss after which the images' learning rate is halved, in place of the schedule.
+        patience: steps without a smaller loss after which the images' rate is halved, in place of the schedule.
         classes_at_once: how many classes go through the network together. The gradient is the same; memory is not.
 
     A class's images have gradients of their own class alone, so that one step on the sum is what a step per class with

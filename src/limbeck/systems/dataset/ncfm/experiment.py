@@ -16,9 +16,9 @@ from torch import Tensor
 
 from limbeck.condensation import DistilledSet, DistributionMatching, FreshNetworks, SyntheticImages, distil
 from limbeck.condensation.selection import random_order, select
+from limbeck.engine import OptimizerSettings
 from limbeck.experiment import Arm, Claim, Exact
 from limbeck.experiment.condensation import Task
-from limbeck.engine import OptimizerSettings
 from limbeck.experiment.condensed_images import REAL_IMAGES, ImageCondensation, affordable
 from limbeck.losses import mean_discrepancy, unit_vectors
 
