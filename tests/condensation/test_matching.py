@@ -114,7 +114,9 @@ def test_calibration_lowers_the_cross_entropy_under_the_trained_end() -> None:
 
     faster = OptimizerSettings(lr=0.05, weight_decay=0.0, schedule="constant")
     sets = [
-        distil(matching(calibration=weight, optimizer=faster, augment=None), REAL, steps=20, real_batch=4)[0]
+        distil(matching(scale=1e-3, calibration=weight, optimizer=faster, augment=None), REAL, steps=20, real_batch=4)[
+            0
+        ]
         for weight in (0.0, 1.0)
     ]
     assert entropy(sets[1]) < entropy(sets[0]) - 0.1

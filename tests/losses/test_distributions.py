@@ -50,7 +50,9 @@ def test_contract(loss):
 
 @every_loss
 def test_gradient(loss):
-    check.check_gradient(loss, STUDENT[:2], TEACHER[:2], wrt=(0, 1))
+    # The floor rounds off the corner at equal phases, which finite differences would step across.
+    options = {} if loss in (EVERY["means"], EVERY["mmd"]) else {"floor": 1e-3}
+    check.check_gradient(loss, STUDENT[:2], TEACHER[:2], wrt=(0, 1), **options)
 
 
 @every_loss
@@ -152,7 +154,8 @@ def test_no_infinite_slopes_where_the_function_vanishes():
         )
         (slope,) = torch.autograd.grad(value, points)
         assert torch.isfinite(slope).all()
-        assert slope.abs().max() < 2
+        # Phase alone goes like the root of |b|: steep, within what the floor allows.
+        assert slope.abs().max() < (2 if weights[0] else 1e3)
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,9 @@ class CondensationExperiment(Experiment):
     A subclass states ``testbed``, ``arms`` and ``claims``. The setting of an arm is a function from a :class:`Task` to
     a :class:`DistilledSet` (or to a split, for an arm that keeps all samples). Arm options: ``weighted``, draw samples
     by the set's weights, as is the default; ``longer``, so many times the usual steps, for an arm with so much data
-    that it would be stopped short. All others take as many steps with batches of the same size, and the last step
-    counts: nothing is selected. ``repeats`` says how many fresh networks of a kind are averaged.
+    that it would be stopped short; ``augmented``, whether it uses the testbed's augmentation, which slows learning from
+    much data. All others take as many steps with batches of the same size, and the last step counts: nothing is
+    selected. ``repeats`` says how many fresh networks of a kind are averaged.
 
     Metrics: ``accuracy`` and ``auc`` as means over the networks and of each (``accuracy_gin``); ``set_bytes``,
     ``set_samples``, and ``set_share``, the set's bytes by those of all training samples. A subclass adds its own in
@@ -70,7 +71,7 @@ class CondensationExperiment(Experiment):
     """
 
     title = "A small set instead of all data"
-    options: tuple[str, ...] = ("weighted", "longer")
+    options: tuple[str, ...] = ("weighted", "longer", "augmented")
     repeats: Mapping[str, int] = {}
 
     def check(self) -> None:
@@ -97,6 +98,8 @@ class CondensationExperiment(Experiment):
         weighted = chosen.options.get("weighted", True)
         training: Training = self.bed.training
         training = replace(training, steps=training.steps * chosen.options.get("longer", 1))
+        if not chosen.options.get("augmented", True):
+            training = replace(training, transform=None)
         found = evaluate(
             self.bed.network_makers(),
             made,

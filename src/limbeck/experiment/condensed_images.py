@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,8 +62,9 @@ def real_soft(factor: int, task: Task) -> DistilledSet:
 def with_soft_labels(tiles: Tiles, task: Task) -> DistilledSet:
     """Tiles with the probabilities that the testbed's teacher gives each decoded picture, in half precision."""
     pictures = DistilledSet.of(tiles, torch.zeros(len(tiles), dtype=torch.int64)).samples
+    teacher = task.bed.teacher()
     with torch.inference_mode():
-        said = task.bed.teacher()(pictures).softmax(dim=-1).half()
+        said = teacher(pictures).softmax(dim=-1).half()
     return DistilledSet.of(tiles, said.clone())
 
 
@@ -72,7 +74,9 @@ def start(factor: int, task: Task) -> DistilledSet:
 
 
 REAL_IMAGES = {
-    "full": Arm(everything, "all training images, four times the steps", "none", {"longer": 4}),
+    "full": Arm(
+        everything, "all training images, four times the steps, plain", "none", {"longer": 4, "augmented": False}
+    ),
     "random": Arm(partial(coreset, random_order), "random real images, as many bytes", "rival"),
     "random-soft": Arm(partial(real_soft, 1), "random real images with soft labels, as many bytes", "rival"),
     "herding": Arm(partial(coreset, herding_order), "herding on a trained network's features", "rival"),
@@ -98,6 +102,10 @@ class ImageCondensation(CondensationExperiment):
         """The bytes of ``per_class`` real images of every class with labels of one byte, and one for the factor."""
         per_class = self.per_class if self.size == "full" else min(self.per_class, 2)
         return int(per_class * self.bed.num_classes * (train.input[0].numel() + 1)) + 1  # type: ignore[union-attr,index]
+
+    def prepare(self) -> dict[str, Any]:
+        found = super().prepare()
+        return found | {"reference": {"teacher": self.bed.evaluate(self.bed.teacher(), self.bed.splits().test)}}
 
     def pack(self, split: Split) -> DistilledSet:
         """Real images at eight bits per pixel and channel."""

@@ -48,6 +48,9 @@ def characteristic_discrepancy(
     Raises:
         UserError: shapes that do not fit, a negative weight.
 
+    Where a characteristic function vanishes the phase has no meaning, and phase alone (``amplitude_weight=0``) has a
+    slope there that only the floor bounds; the even weights have none.
+
     Two distributions are equal exactly if this is zero for all t; :func:`mean_discrepancy` is blind to anything but
     the mean. Gradients flow to both sets and to the frequencies.
     """
@@ -56,7 +59,6 @@ def characteristic_discrepancy(
         raise UserError("frequencies", f"shape {list(frequencies.shape)}", f"[F, {student.shape[-1]}]")
     if amplitude_weight < 0 or phase_weight < 0:
         raise UserError("amplitude_weight, phase_weight", (amplitude_weight, phase_weight), "numbers of 0 or more")
-    frequencies = full_precision(frequencies)
     ours = characteristic_function(hide_masked(student, mask, 2), frequencies)
     theirs = characteristic_function(hide_masked(teacher, mask, 2), frequencies)
     if amplitude_weight == phase_weight:
@@ -71,7 +73,8 @@ def characteristic_discrepancy(
 
 def characteristic_function(samples: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Real and imaginary part ``[..., F]`` of ``mean_n exp(i t.x_n)``, samples ``[..., N, D]``, t ``[..., F, D]``."""
-    angles = full_precision(samples) @ full_precision(frequencies).transpose(-1, -2)
+    samples = full_precision(samples)
+    angles = samples @ frequencies.to(samples.dtype).transpose(-1, -2)
     return angles.cos().mean(dim=-2), angles.sin().mean(dim=-2)
 
 
