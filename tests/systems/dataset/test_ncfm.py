@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,16 @@ def test_every_arm_keeps_within_the_budget() -> None:
         made = found.arms[name].setting(task)
         assert made.bytes <= task.budget, name
     assert set(task.metrics) == {"discrepancy"}
+
+
+def test_the_pages_snippet_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Path(experiment.__file__).with_name("README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), found)
+    assert len(found["distilled"]) == 16
+    assert (tmp_path / "small.safetensors").exists()
 
 
 def test_exact_claims_hold() -> None:
