@@ -244,4 +244,5 @@ def test_pictures_are_small_and_of_the_first_seed() -> None:
     assert all(uri.startswith("data:image/svg+xml;base64,") for uri in outcome.pictures.values())
     assert sum(map(len, outcome.pictures.values())) < 40_000
     assert outcome.metrics["set_bytes"] <= found.budget(found.bed.splits(0).train)
-    assert not found.draw("random", experiment.Task(found.bed.splits(0).train, 800, 0, found.bed))
+    train = found.bed.splits(0).train
+    assert not found.draw("random", experiment.packed(train), experiment.Task(train, 800, 0, found.bed))
