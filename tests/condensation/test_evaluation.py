@@ -52,6 +52,29 @@ def test_a_run_is_its_seed() -> None:
     assert not one.training
 
 
+def test_images_with_soft_labels_and_an_augmentation_are_a_set_too() -> None:
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    def shifted(batch: dict[str, object]) -> dict[str, object]:
+        view = batch["view"]
+        assert isinstance(view, torch.Tensor)
+        seen.append((len(view), view))
+        return batch
+
+    images = torch.zeros(4, 1, 6, 6)
+    images[2:, :, :, 3:] = 1
+    soft = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
+    training = Training(steps=40, batch_size=128, optimizer=OptimizerSettings(lr=1e-2), transform=shifted)
+    network = {"conv": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))}
+    test = Split(images, soft.argmax(-1), torch.arange(4))
+    found = evaluate(network, DistilledSet.of(images, soft), test, training)
+    assert found["conv"]["accuracy"] == 1
+    assert found["conv"]["nll"] == pytest.approx(-math.log(0.9), abs=0.05), "soft labels are learnt, not their class"
+    steps = seen[-40:]
+    assert {size for size, _ in steps} == {4}, "a small set is one batch, not a large one of copies"
+    assert len({int(view) for _, views in steps for view in views}) == 160, "and every copy has a view of its own"
+
+
 def test_a_network_that_diverged_says_so() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:

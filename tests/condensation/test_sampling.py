@@ -23,11 +23,28 @@ def test_samples_come_as_often_as_they_weigh() -> None:
     torch.testing.assert_close(counts / 8000, torch.tensor([0.125, 0.0, 0.25, 0.625]), atol=0.02, rtol=0)
 
 
-def test_without_weights_all_are_alike() -> None:
-    counts = torch.bincount(
-        torch.tensor([one for batch in ids(WeightedLoader(DATA, 500, draws=4000)) for one in batch])
-    )
-    assert int(counts.min()) > 900
+def test_without_weights_none_comes_again_before_all_others_came() -> None:
+    drawn = [one for batch in ids(WeightedLoader(DATA, 3, draws=22)) for one in batch]
+    passes = [drawn[start : start + 4] for start in range(0, 20, 4)]
+    assert all(sorted(one) == [0, 1, 2, 3] for one in passes)
+    assert len(set(map(tuple, passes))) > 1
+    assert len(drawn) == 22
+
+
+@pytest.mark.parametrize("weight", [None, [1.0, 1.0, 1.0, 1.0]])
+def test_a_sample_that_comes_again_gets_another_view(weight: list[float] | None) -> None:
+    options = {"weight": weight, "draws": 40, "seed": 3, "transform": lambda batch: batch}
+    loader = WeightedLoader(DATA, 5, **options)  # type: ignore[arg-type]
+    batches = list(loader)
+    views = [view for batch in batches for view in batch["view"].tolist()]
+    assert len(set(views)) == 40
+    again = WeightedLoader(DATA, 5, **options)  # type: ignore[arg-type]
+    assert [view for batch in again for view in batch["view"].tolist()] == views
+    halves = [WeightedLoader(DATA, 5, **options) for _ in range(2)]  # type: ignore[arg-type]
+    for rank, half in enumerate(halves):
+        half.set_rank(rank, 2)
+        for batch, part in zip(batches, half, strict=True):
+            assert part["view"].tolist() == batch["view"][rank::2].tolist()
 
 
 def test_an_epoch_has_the_draws_that_were_asked_for() -> None:

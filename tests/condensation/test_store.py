@@ -60,7 +60,18 @@ def test_images_keep_their_numbers_and_soft_labels() -> None:
 def test_a_mapping_of_tensors_comes_back() -> None:
     made = DistilledSet.of({"ids": torch.tensor([[1, 300], [2, 0], [3, 3]]), "mask": torch.ones(3, 2).bool()}, TARGET)
     assert made.bytes == 6 * 2 + 6 + 3
-    assert made.samples["ids"].tolist()[0] == [1, 300]
+    assert made.samples["ids"].tolist() == [[1, 300], [2, 0], [3, 3]]
+    assert made.samples["ids"].dtype == torch.int64, "what embeddings take"
+    assert made.samples["mask"].dtype == torch.bool
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64, torch.float16])
+def test_numbers_come_back_in_their_type(kind: torch.dtype, tmp_path: Path) -> None:
+    values = torch.tensor([[1], [2], [3]], dtype=kind)
+    made = DistilledSet.of(values, TARGET)
+    read = DistilledSet.load(made.save(tmp_path / "set.safetensors"))
+    assert read.samples.dtype == kind
+    assert torch.equal(read.samples, values)
 
 
 def test_undirected_edges_are_stored_once() -> None:

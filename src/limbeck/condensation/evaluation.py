@@ -34,9 +34,10 @@ class Training:
     """How every network is trained, on a distilled set and on all data alike.
 
     Attributes:
-        steps, batch_size: length, the same for all, so that arms differ in data and not in updates.
+        steps, batch_size: length, the same for all, so that arms differ in data and not in updates. A set of fewer
+            samples than a batch, all drawn alike, is one batch.
         optimizer: settings of the optimiser.
-        objective: makes the loss; cross-entropy by default. Sets with soft labels need another one.
+        objective: makes the loss; cross-entropy by default, for classes and for soft labels that are probabilities.
         transform: of batches, such as an augmentation; see ``TensorLoader``.
         collate: makes a batch of samples that are no tensors (``data.graphs.collate``).
     """
@@ -136,14 +137,14 @@ def predictions(model: nn.Module, split: Split, collate: Collate | None = None, 
     return torch.cat(parts).clone()
 
 
-def _loader(data: DistilledSet | Split, training: Training, weighted: bool, seed: int) -> TensorLoader:
+def _loader(data: DistilledSet | Split, training: Training, weighted: bool, seed: int) -> WeightedLoader:
     if training.steps < 1 or training.batch_size < 1:
         raise UserError("training", f"steps {training.steps}, batch_size {training.batch_size}", "1 or more")
-    options: dict[str, Any] = {"seed": seed, "transform": training.transform, "collate": training.collate}
     split = data.split() if isinstance(data, DistilledSet) else data
     weight = data.sample_weight if isinstance(data, DistilledSet) and weighted else None
-    if weight is None and len(split) >= training.batch_size:
-        return TensorLoader(split, training.batch_size, **options)
-    # A handful of samples: full batches, and not an epoch's end after each of them.
-    draws = min(_BATCHES_PER_EPOCH, training.steps) * training.batch_size
-    return WeightedLoader(split, training.batch_size, weight=weight, draws=draws, **options)
+    size = training.batch_size if weight is not None else min(training.batch_size, len(split))
+    # A handful of samples needs no end of an epoch after every batch.
+    draws = max(len(split), min(_BATCHES_PER_EPOCH, training.steps) * size)
+    return WeightedLoader(
+        split, size, weight=weight, draws=draws, seed=seed, transform=training.transform, collate=training.collate
+    )

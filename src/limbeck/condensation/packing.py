@@ -19,6 +19,8 @@ from limbeck.data.graphs import Graph, undirected
 from limbeck.errors import UserError
 
 Tensors = dict[str, Tensor]
+# Before the name of a tensor that was int64 before it was packed.
+_WIDE = "int64:"
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
@@ -89,9 +91,9 @@ def pack(samples: Any) -> tuple[str, Tensors]:
     """The kind of ``samples`` and their tensors: a tensor, a mapping of tensors, graphs, :class:`Forests` or
     :class:`Tiles`."""
     if isinstance(samples, Tensor):
-        return "tensor", {"input": narrow(samples)}
+        return "tensor", dict([_stored("input", samples)])
     if isinstance(samples, Mapping):
-        return "tensors", {f"input.{name}": narrow(values) for name, values in samples.items()}
+        return "tensors", dict(_stored(f"input.{name}", values) for name, values in samples.items())
     if isinstance(samples, Forests):
         return "forests", _pack_forests(samples)
     if isinstance(samples, Tiles):
@@ -100,6 +102,18 @@ def pack(samples: Any) -> tuple[str, Tensors]:
         mirrored = all(undirected(graph) for graph in samples)
         return ("graphs_undirected" if mirrored else "graphs"), _pack_graphs(samples, mirrored)
     raise UserError("samples", type(samples).__name__, "a tensor, a mapping of tensors, graphs, forests or tiles")
+
+
+def _stored(name: str, values: Tensor) -> tuple[str, Tensor]:
+    """Ids of words must come back as int64, which embeddings ask for, and images of bytes as bytes."""
+    return (f"{_WIDE}{name}", narrow(values)) if values.dtype == torch.int64 else (name, values)
+
+
+def _restored(tensors: Tensors) -> Tensors:
+    return {
+        name.removeprefix(_WIDE): values.long() if name.startswith(_WIDE) else values
+        for name, values in tensors.items()
+    }
 
 
 def unpack(kind: str, tensors: Tensors) -> Any:
@@ -178,8 +192,8 @@ def _unpack_forests(tensors: Tensors) -> list[Graph]:
 
 
 _UNPACK: dict[str, Callable[[Tensors], Any]] = {
-    "tensor": lambda tensors: tensors["input"],
-    "tensors": lambda tensors: {name.removeprefix("input."): values for name, values in tensors.items()},
+    "tensor": lambda tensors: _restored(tensors)["input"],
+    "tensors": lambda tensors: {name.removeprefix("input."): one for name, one in _restored(tensors).items()},
     "graphs": lambda tensors: _unpack_graphs(tensors, mirrored=False),
     "graphs_undirected": lambda tensors: _unpack_graphs(tensors, mirrored=True),
     "forests": _unpack_forests,

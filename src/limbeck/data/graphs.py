@@ -43,7 +43,8 @@ class Graph:
                 "graph edges", str(tuple(self.edges.shape)), f"[2, {len(self.edge_labels)}], as edge_labels"
             )
         if self.edges.numel() and not 0 <= int(self.edges.min()) <= int(self.edges.max()) < count:
-            raise UserError("graph edges", f"node {int(self.edges.max())}", f"nodes 0 to {count - 1}")
+            wrong = int(self.edges.min() if int(self.edges.min()) < 0 else self.edges.max())
+            raise UserError("graph edges", f"node {wrong}", f"nodes 0 to {count - 1}")
         if self.pool is not None and self.pool.shape != self.nodes.shape:
             raise UserError("graph pool", str(tuple(self.pool.shape)), f"one number per node, [{count}]")
 

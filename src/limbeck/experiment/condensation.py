@@ -95,7 +95,6 @@ class CondensationExperiment(Experiment):
         start = time.process_time()
         made = chosen.setting(task)
         distilled = time.process_time()
-        weighted = chosen.options.get("weighted", True)
         training: Training = self.bed.training
         training = replace(training, steps=training.steps * chosen.options.get("longer", 1))
         if not chosen.options.get("augmented", True):
@@ -103,9 +102,9 @@ class CondensationExperiment(Experiment):
         found = evaluate(
             self.bed.network_makers(),
             made,
-            splits.test,
+            self.tested(arm, splits.test),
             training,
-            weighted=weighted,
+            weighted=chosen.options.get("weighted", True),
             seed=seed,
             repeats=self.repeats if self.size == "full" else None,
         )
@@ -120,12 +119,16 @@ class CondensationExperiment(Experiment):
         """Real samples in the form, and so with the bytes, of a distilled set."""
         return packed(split)
 
+    def tested(self, arm: str, test: Split) -> Split:
+        """The test samples as the networks of an arm get to see them."""
+        return test
+
     def measure(self, arm: str, made: DistilledSet, task: Task) -> dict[str, float]:
         """Further metrics of a set."""
         return {}
 
     def draw(self, arm: str, made: DistilledSet, task: Task) -> dict[str, str]:
-        """Pictures of an arm, by caption; for the first seed of a few arms."""
+        """Pictures of a set, by caption; for the first seed of a few arms."""
         return {}
 
     @cached_property

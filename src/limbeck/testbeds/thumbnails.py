@@ -206,7 +206,7 @@ class Thumbnails(Testbed):
 
     def _content(self) -> dict[str, Any]:
         plan = {name: value for name, value in asdict(self.plan).items() if name != "images"}
-        return {"data": self.data_hashes(), "plan": plan, "network": repr(self.student()), "version": 2}
+        return {"data": self.data_hashes(), "plan": plan, "network": repr(self.student()), "version": 3}
 
 
 class _Mean(nn.Module):

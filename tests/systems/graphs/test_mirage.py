@@ -17,6 +17,7 @@ from limbeck.errors import UserError
 from limbeck.experiment import Exact
 from limbeck.models.graphs import GraphNetwork
 from limbeck.systems.graphs.mirage import experiment, properties
+from limbeck.systems.graphs.mirage.budget import Shares
 from limbeck.systems.graphs.mirage.method import Mirage
 from limbeck.systems.registry import read_card
 from limbeck.testbeds.motif_graphs import motif_graphs, true_trees
@@ -36,6 +37,11 @@ def roots_of(graph: Graph, hops: int) -> list[str]:
     trees = ComputationTrees(hops)
     assert graph.pool is not None
     return sorted(trees.canonical(tree) for tree, pool in zip(trees.roots(graph), graph.pool.tolist()) if pool)
+
+
+def fits_alone(miner: Mirage, budget: int) -> int:
+    """Bytes of the whole when every class takes what fits its equal share."""
+    return miner.assemble(Shares(miner).within(budget // len(miner.transactions_))[1]).bytes
 
 
 def test_supports_are_those_of_counting_graphs() -> None:
@@ -117,6 +123,16 @@ def test_a_budget_is_kept_and_used(budget: int, options: dict[str, object]) -> N
     assert made.bytes <= budget
     assert made.bytes > 0.75 * budget or options.get("storage") == "written"
     assert set(made.target.tolist()) == {0, 1}
+
+
+def test_a_budget_holds_where_all_classes_together_need_wider_numbers() -> None:
+    # Twenty trees of a class have one-byte ids, four hundred of all classes have not.
+    classes = 20
+    long = [path([*((10 * label + i) % 200 + 1 for i in range(10)), label + 1]) for label in range(classes)]
+    short = [path([*((10 * label + i) % 200 + 1 for i in range(6)), label + 1]) for label in range(classes)]
+    miner = Mirage(2, budget=3418, closed=True).fit([*long, *long, *short], torch.arange(3 * classes) % classes)
+    assert fits_alone(miner, 3418) > 3418, "what fits class by class is too much together"
+    assert miner.transform().bytes <= 3418
 
 
 def test_a_larger_budget_lowers_thresholds() -> None:
@@ -235,6 +251,23 @@ def test_the_arms_are_comparable(name: str) -> None:
     task = experiment.Task(train, found.budget(train), 0, found.bed)
     for arm in ("random", "mirage"):
         assert found.arms[arm].setting(task).bytes <= task.budget
+
+
+def test_what_is_pooled_is_measured_and_test_graphs_can_be_pooled_as_sets() -> None:
+    found = experiment.Cuneiform("smoke")
+    splits = found.bed.splits(0)
+    task = experiment.Task(splits.train, found.budget(splits.train), 0, found.bed)
+    whole = found.measure("full", experiment.packed(splits.train), task)["pooled_nodes"]
+    assert whole == pytest.approx(sum(map(len, splits.train.input)) / len(splits.train))
+    pooled = {name: found.measure(name, found.arms[name].setting(task), task) for name in ("mirage", "mirage-multiset")}
+    assert pooled["mirage"]["pooled_nodes"] < pooled["mirage-multiset"]["pooled_nodes"] <= 1.5 * whole
+    assert found.tested("mirage", splits.test) is splits.test
+    once = found.tested("mirage-sets-tested", splits.test)
+    trees = ComputationTrees(found.bed.plan.layers)
+    for graph, pools in zip(splits.test.input, (one.pool for one in once.input), strict=True):
+        assert float(pools.sum()) == pytest.approx(len(set(trees.roots(graph))))
+    deeper = found.arms["mirage-multiset-deeper"].setting(task)
+    assert deeper.bytes <= task.budget
 
 
 def test_pictures_are_small_and_of_the_first_seed() -> None:
