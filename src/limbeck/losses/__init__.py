@@ -12,6 +12,13 @@ from __future__ import annotations
 from limbeck.losses.classification import cross_entropy, decoupled_kd, logit_standardisation, standardised_kl
 from limbeck.losses.contrastive import info_nce, nt_xent, soft_info_nce, supervised_contrastive
 from limbeck.losses.correlation import dist, dist_inter, dist_intra, pearson_distance, soft_ranks, spearman
+from limbeck.losses.distributions import (
+    amplitude_and_phase,
+    characteristic_discrepancy,
+    characteristic_function,
+    gaussian_mmd,
+    mean_discrepancy,
+)
 from limbeck.losses.divergences import (
     coarsen,
     entropy,
@@ -52,8 +59,11 @@ from limbeck.losses.vocabulary import linear_cross_entropy, linear_divergence, l
 __all__ = [
     "SinkhornPlan",
     "affinity",
+    "amplitude_and_phase",
     "attention_transfer",
     "brier",
+    "characteristic_discrepancy",
+    "characteristic_function",
     "cka",
     "class_transport",
     "coarsen",
@@ -67,6 +77,7 @@ __all__ = [
     "dist_intra",
     "entropy",
     "forward_kl",
+    "gaussian_mmd",
     "gram",
     "huber",
     "info_nce",
@@ -79,6 +90,7 @@ __all__ = [
     "list_net",
     "logit_standardisation",
     "margin_mse",
+    "mean_discrepancy",
     "mse",
     "normalised_l1",
     "normalised_mse",

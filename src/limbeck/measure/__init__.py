@@ -28,7 +28,7 @@ from limbeck.measure.cost import (
     token_layers,
 )
 from limbeck.measure.fidelity import agreement, cka, cosine, fidelity_summary, js, kl, neighbour_overlap
-from limbeck.measure.memory import PeakMemory, peak_memory
+from limbeck.measure.memory import PeakMemory, kept_for_backward, peak_memory
 from limbeck.measure.probes import features_of, linear_probe, neighbour_probe
 from limbeck.measure.quality import auc, classification, language_modelling, perplexity, regression, retrieval
 
@@ -57,6 +57,7 @@ __all__ = [
     "flops",
     "forward_call",
     "js",
+    "kept_for_backward",
     "kl",
     "language_modelling",
     "latency",

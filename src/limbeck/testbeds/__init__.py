@@ -18,6 +18,7 @@ TESTBEDS = {
     "small_diffusion": "small_diffusion:SmallDiffusion",
     "surfaces": "surfaces:SurfaceImages",
     "textures": "textures:Textures",
+    "thumbnails": "thumbnails:Thumbnails",
     "tu_graphs": "tu_graphs:TUGraphs",
 }
 
