@@ -6,6 +6,7 @@ from limbeck.engine.fit import History, fit
 from limbeck.engine.generations import Generations
 from limbeck.engine.optimizer import OptimizerSettings
 from limbeck.engine.peers import PeerDistiller
+from limbeck.engine.players import Players, Turn
 from limbeck.engine.program import Phase, run_program
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "OptimizerSettings",
     "PeerDistiller",
     "Phase",
+    "Players",
+    "Turn",
     "fit",
     "run_program",
 ]

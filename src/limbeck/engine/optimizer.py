@@ -28,6 +28,7 @@ class OptimizerSettings:
         weight_decay: on weights of two or more axes only; biases and norm scales are not decayed.
         schedule: ``cosine`` or ``linear`` to zero, ``constant``, or ``step`` (a tenth at 60% and again at 85%).
         warmup: share of all steps over which the rate rises from zero.
+        betas: of ``adamw`` and ``adam``; networks that chase each other often have no momentum, (0, 0.999).
     """
 
     name: str = "adamw"
@@ -35,6 +36,7 @@ class OptimizerSettings:
     weight_decay: float = 0.01
     schedule: str = "cosine"
     warmup: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -45,6 +47,8 @@ class OptimizerSettings:
             raise UserError("lr", self.lr, "a positive number")
         if not 0 <= self.warmup < 1:
             raise UserError("warmup", self.warmup, "a share of all steps, from 0 to below 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError("betas", self.betas, "two numbers from 0 to below 1")
 
     def build(
         self, parameters: Iterable[nn.Parameter], steps: int, *, fused: bool = True
@@ -65,7 +69,7 @@ class OptimizerSettings:
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
         else:
             # The fused kernels are the same arithmetic in one pass over the weights.
-            optimizer = OPTIMIZERS[self.name](groups, lr=self.lr, fused=fused)
+            optimizer = OPTIMIZERS[self.name](groups, lr=self.lr, betas=self.betas, fused=fused)
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, steps))
 
     def factor(self, step: int, steps: int) -> float:
