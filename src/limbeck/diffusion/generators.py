@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.diffusion.denoiser import Condition
-from limbeck.diffusion.noise import DiscreteSchedule
+from limbeck.diffusion.noise import PREDICTIONS, DiscreteSchedule
 from limbeck.errors import UserError
 
 
@@ -49,6 +49,8 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         first = len(schedule) - 1 if start is None else start
+        if prediction not in PREDICTIONS:
+            raise UserError("prediction", prediction, PREDICTIONS)
         if steps < 1:
             raise UserError("steps", steps, "1 or more")
         if not steps <= first < len(schedule):
@@ -63,8 +65,6 @@ class Generator(nn.Module):
             levels[0] = (alpha, (1 - alpha**2) ** 0.5)
         if prediction == "eps" and levels[0][0] == 0:
             raise UserError("prediction", "eps", "x0 or v: no signal is left at the first time (zero terminal SNR)")
-        # Also refuses unknown predictions.
-        schedule.target(torch.zeros(1, 1), torch.zeros(1, 1), self.times[-1], prediction)
         self.levels = tuple(levels)
 
     def __len__(self) -> int:
