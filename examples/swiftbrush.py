@@ -36,7 +36,7 @@ encoder = CLIPTextModel(
     )
 ).eval()  # fmt: skip
 
-# Prompts are embedded once; then the text encoder is no longer needed.
+# Prompts are embedded once; from then on the text encoder is not needed.
 PROMPTS = ["a lighthouse at dusk", "two foxes", "a red bicycle", "a bowl of plums"]
 
 
@@ -51,7 +51,6 @@ def encode(texts: list[str]) -> Tensor:
 
 
 bank = ConditionBank.encode(PROMPTS, encode, name="tiny random CLIP")
-del encoder
 
 # The generator starts from the teacher; the teacher then gets peft's adapters, and one module plays both roles.
 schedule, prediction = DiscreteSchedule.from_diffusers(scheduler), prediction_of(scheduler)

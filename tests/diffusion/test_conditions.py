@@ -28,7 +28,8 @@ def test_texts_are_embedded_once_and_kept(tmp_path: Path) -> None:
     assert bank.null.tolist() == [0.0, 1.0]
     again = ConditionBank.encode(prompts, counted, name="lengths", file=file)
     assert calls == [2, 2]
-    assert torch.equal(again.embeddings, bank.embeddings) and torch.equal(again.null, bank.null)
+    assert torch.equal(again.embeddings, bank.embeddings)
+    assert torch.equal(again.null, bank.null)
     for other in ({"name": "others"}, {"name": "lengths", "null": "no"}):
         with pytest.raises(UserError, match="file"):
             ConditionBank.encode(prompts, counted, file=file, **other)  # type: ignore[arg-type]

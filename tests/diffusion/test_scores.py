@@ -14,7 +14,11 @@ from limbeck.diffusion.scores import FrozenNetwork, Scores, sds, vsd
 from limbeck.errors import UserError
 
 SCHEDULE = DiscreteSchedule.scaled_linear()
-X, T, LABELS = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 300, 600, 999]), torch.tensor([0, 1, 0, 1])
+X, T, LABELS = (
+    torch.randn(4, 2, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([5, 300, 600, 999]),
+    torch.tensor([0, 1, 0, 1]),
+)
 
 
 def network(seed: int = 0) -> MLPDenoiser:
@@ -46,7 +50,8 @@ def test_a_full_fake_score_is_a_copy_that_learns_under_a_frozen_teacher() -> Non
     assert torch.equal(scores.fake(X, T, LABELS), scores.teacher(X, T, LABELS))
     given = X.clone().requires_grad_()
     scores.eps_real(given, T, LABELS).sum().backward()
-    assert given.grad is not None and bool(given.grad.any()), "the gradient goes through the teacher"
+    assert given.grad is not None
+    assert bool(given.grad.any()), "the gradient goes through the teacher"
     assert all(weight.grad is None for weight in teacher.parameters())
     scores.eps_fake(X, T, LABELS).sum().backward()
     assert all(weight.grad is not None for weight in scores.weights.parameters())

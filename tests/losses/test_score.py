@@ -88,7 +88,11 @@ def test_the_contract(loss, others):
 
 
 def test_errors_and_bad_rows():
-    for call in (lambda: toward_target(X, REAL[:4]), lambda: score_identity(X, REAL, FAKE[:4]), lambda: denoising(X[:, 0, 0, 0], REAL[:, 0, 0, 0])):
+    for call in (
+        lambda: toward_target(X, REAL[:4]),
+        lambda: score_identity(X, REAL, FAKE[:4]),
+        lambda: denoising(X[:, 0, 0, 0], REAL[:, 0, 0, 0]),
+    ):
         with pytest.raises(UserError):
             call()
     spoiled = X.clone()

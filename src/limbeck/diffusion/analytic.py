@@ -111,8 +111,8 @@ def score_gap(
 
         mean over t of  E | eps_samples(x_t) - eps_teacher(x_t) |^2 / D,     x_t = noised samples
 
-    The noised distribution of the samples is a mixture with a component on each, so its score is known exactly; one half
-    of the samples stands for the distribution, the other half is where it is looked at. Near 0 for the teacher's own
+    The noised distribution of the samples is a mixture with a component on each, so its score is known exactly. One
+    half of the samples stands for the distribution, the other half is where it is looked at. Near 0 for the teacher's own
     samples; what is left there is the samples' number, so compare equal numbers.
 
     Args:
@@ -129,6 +129,8 @@ def score_gap(
         t = torch.full((len(looked_at),), time)
         noise = torch.randn(looked_at.shape, generator=generator, dtype=samples.dtype)
         x = teacher.schedule.add_noise(looked_at, noise, t)
-        ours, theirs = (one.schedule.convert(one.x0(x, t, c), x, t, "x0", "eps") for one, c in ((found, None), (teacher, given)))
+        ours, theirs = (
+            one.schedule.convert(one.x0(x, t, c), x, t, "x0", "eps") for one, c in ((found, None), (teacher, given))
+        )
         gaps.append((ours - theirs).square().mean())
     return float(torch.stack(gaps).mean())

@@ -108,9 +108,7 @@ class Scores:
         """The fake score's guided clean sample."""
         return self._ask(self.fake, x, t, condition, scale, "x0")
 
-    def _ask(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, scale: float, wanted: str
-    ) -> Tensor:
+    def _ask(self, denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, scale: float, wanted: str) -> Tensor:
         output = Guided(denoiser, scale, self.null)(x, t, condition)
         return self.schedule.convert(output, x, t, self.prediction, wanted)
 

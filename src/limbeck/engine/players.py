@@ -52,9 +52,7 @@ class Players(LightningModule):
     A step, for the Trainer too (``max_steps``, ``global_step``), is one batch, whatever its turns.
     """
 
-    def __init__(
-        self, settings: Mapping[str, OptimizerSettings], *, gradient_clip: float | None = None
-    ) -> None:
+    def __init__(self, settings: Mapping[str, OptimizerSettings], *, gradient_clip: float | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.settings, self.gradient_clip = dict(settings), gradient_clip

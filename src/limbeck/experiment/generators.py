@@ -25,7 +25,7 @@ from limbeck.diffusion.grid import Grid
 from limbeck.diffusion.pictures import contact_sheet
 from limbeck.diffusion.samplers import DDIM, Heun
 from limbeck.diffusion.score_distiller import ScoreDistiller
-from limbeck.engine import Distiller, OptimizerSettings, fit
+from limbeck.engine import Distiller, History, OptimizerSettings, fit
 from limbeck.experiment.base import Experiment, Outcome
 from limbeck.experiment.pictures import image, scatter
 from limbeck.objectives.features import FeatureObjective
@@ -155,13 +155,15 @@ class GeneratorExperiment(Experiment):
             generator, curves = self._regressed(setting, seed)
         else:
             distiller = self.distiller(setting, seed)
-            history = fit(
-                distiller, self.loader(setting, seed), steps=self.steps[self.size], seed=seed, gradient_clip=1.0, log_every=5,
-                accelerator="cpu",
-            )  # fmt: skip
+            history = self.fit(distiller, self.loader(setting, seed), self.steps[self.size], seed)
             generator = distiller.finish()
             curves = {name: _thinned(history.curve(name)["y"]) for name in history.names() if name != "loss"}
         return lambda noise, labels: generator(noise, self.bank.rows(labels)), curves
+
+    @staticmethod
+    def fit(distiller: Any, loader: TensorLoader, steps: int, seed: int) -> History:
+        """As all arms are trained."""
+        return fit(distiller, loader, steps=steps, seed=seed, gradient_clip=1.0, log_every=5, accelerator="cpu")
 
     def teacher_samples(self, setting: TeacherSteps, noise: Tensor, labels: Tensor) -> Tensor:
         """Samples of the guided teacher; the first step starts at the schedule's last time."""
@@ -200,7 +202,7 @@ class GeneratorExperiment(Experiment):
             forward=lambda generator, batch: {"logits": generator(batch["noise"], batch["input"])},
         )
         steps = setting.steps if self.size == "full" else self.steps[self.size]
-        history = fit(distiller, loader, steps=steps, seed=seed, gradient_clip=1.0, log_every=5, accelerator="cpu")
+        history = self.fit(distiller, loader, steps, seed)
         generator: Any = distiller.finish()
         return generator, {"mse": _thinned(history.curve("mse")["y"])}
 
@@ -219,4 +221,6 @@ class GeneratorExperiment(Experiment):
 def _thinned(values: list[float], most: int = 40) -> list[float]:
     """Means over equal parts, so that a curve of any length has at most ``most`` points."""
     size = max(1, -(-len(values) // most))
-    return [sum(values[start : start + size]) / len(values[start : start + size]) for start in range(0, len(values), size)]
+    return [
+        sum(values[start : start + size]) / len(values[start : start + size]) for start in range(0, len(values), size)
+    ]

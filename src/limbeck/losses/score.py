@@ -1,8 +1,8 @@
 """Score distillation: a generator learns from two denoisers, that of the data and that of its own samples.
 
-``x`` are generated samples ``[B, ...]``, a row is a sample; everything else has the shape of ``x``. ``per_row`` says how
-the elements of a sample become its value: ``sum``, or ``mean``, with which the step does not grow with the resolution.
-``mask`` and ``weight`` are ``[B]``.
+``x`` are generated samples ``[B, ...]``, a row is a sample; everything else has the shape of ``x``. ``per_row`` says
+how the elements of a sample become its value: ``sum``, or ``mean``, with which the step does not grow with the
+resolution. ``mask`` and ``weight`` are ``[B]``.
 
 | loss | gradient on x (``per_row="sum"``) |
 |---|---|

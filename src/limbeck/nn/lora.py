@@ -9,7 +9,6 @@ adapters off the output is that of the network, bit for bit.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -83,9 +83,7 @@ class GaussianMixture(Testbed):
         """The teacher."""
         turns = 2 * math.pi * torch.arange(COMPONENTS) / COMPONENTS
         means = self.plan.radius * torch.stack([turns.cos(), turns.sin()], dim=1)
-        return MixtureDenoiser(
-            self.schedule, means, self.plan.deviation, classes=torch.arange(COMPONENTS) % CLASSES
-        )
+        return MixtureDenoiser(self.schedule, means, self.plan.deviation, classes=torch.arange(COMPONENTS) % CLASSES)
 
     def teacher(self) -> Any:
         """The teacher: a formula, not a network."""

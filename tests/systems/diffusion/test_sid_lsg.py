@@ -72,11 +72,13 @@ def test_a_step_is_the_published_one(alpha: float) -> None:
     x = made(second)
     t, noise = torch.randint(20, 980, (4,)), torch.randn(4, 2)
     noised = SCHEDULE.add_noise(x, noise, t)
-    real, fake = (SCHEDULE.x0(guided(one, noised, t, second), noised, t) for one in (module.scores.teacher, module.scores.fake))
+    real, fake = (
+        SCHEDULE.x0(guided(one, noised, t, second), noised, t) for one in (module.scores.teacher, module.scores.fake)
+    )
     w = (x - real).detach().abs().mean(1, keepdim=True).clip(1e-5)
     expected = ((real - fake) * ((real - x) - alpha * (real - fake)) / w).sum() / 4
     torch.testing.assert_close(found["generator"].terms["sid"], expected)
-    weights = [weight for weight in module.generator.parameters()]
+    weights = list(module.generator.parameters())
     for ours, theirs in zip(
         torch.autograd.grad(found["generator"].terms["sid"], weights, allow_unused=True),
         torch.autograd.grad(expected, weights, allow_unused=True),

@@ -58,7 +58,10 @@ def by_hand(module: SwiftBrush, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     x = (z - SCHEDULE.sigma(999) * eps) / SCHEDULE.alpha(999)
     t = torch.randint(20, 981, (4,))
     noised = SCHEDULE.add_noise(x, torch.randn(4, 2), t)
-    guided = [one(noised, t, null) + 1.5 * (one(noised, t, labels) - one(noised, t, null)) for one in (module.scores.teacher, module.scores.fake)]  # type: ignore[operator]
+    guided = [
+        one(noised, t, null) + 1.5 * (one(noised, t, labels) - one(noised, t, null))
+        for one in (module.scores.teacher, module.scores.fake)
+    ]  # type: ignore[operator]
     g = (1 - SCHEDULE.abar[t])[:, None] * (guided[0] - guided[1])
     t = torch.randint(0, 1000, (4,))
     noise = torch.randn(4, 2)
@@ -120,7 +123,9 @@ def test_published_rates_and_refusals() -> None:
         method(direction="dmd")
     with pytest.raises(UserError, match="null"):
         SwiftBrush(one_step(network(), SCHEDULE), Scores.full(network(), schedule=SCHEDULE), (2,))
-    SwiftBrush(one_step(network(), SCHEDULE), Scores.full(network(), schedule=SCHEDULE), (2,), scale=1.0, null_share=0.0)
+    SwiftBrush(
+        one_step(network(), SCHEDULE), Scores.full(network(), schedule=SCHEDULE), (2,), scale=1.0, null_share=0.0
+    )
     with pytest.raises(UserError, match="zero terminal"):
         one_step(network(), SCHEDULE.zero_terminal())
 

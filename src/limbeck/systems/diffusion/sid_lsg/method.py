@@ -1,12 +1,12 @@
 """Few-step SiD: a generator of K steps taught by the gap of two scores, with gradients through both.
 
     D = 0;   z_i = a_i D + s_i n_i;   D <- G(z_i, t_i, c)      K steps of one network; the first input is s_0 noise
-    x = the D of a step drawn evenly: the mixture of all steps' samples is matched; earlier steps have no gradient
+    x = the D of a step drawn evenly: the mixture of all steps' samples is matched; no gradient before it
     x_t = a_t x + s_t eps,   t ~ U{20 .. 979}
     y_f = fake score's clean sample, guided k2;   y_r = the teacher's, guided k4;   both with gradient to x
     w = mean |x - y_r|, a constant per sample
     L_generator = sum (y_r - y_f) [(y_r - x) - alpha (y_r - y_f)] / w
-    L_fake = sum (eps_f guided k1 - eps)^2                     on samples of the same mixture, before the generator's turn
+    L_fake = sum (eps_f guided k1 - eps)^2                     on samples of the same mixture, before the generator
 
 Guidance is a policy (k1, k2 = k3, k4): the same k everywhere ("long and short", LSG); none in the teacher and a fake
 score that never sees the condition (Zero-CFG); a negative one in the fake score (Anti-CFG). With real samples, the fake
@@ -41,6 +41,8 @@ from .sharing import Adversarial, encoder_logits
 
 MATCHED = ("mixture", "last", "chain")
 LOSSES = ("sid", "vsd")
+#: Long and short at the scale of the best published FID.
+LSG = Guidance.lsg(1.5)
 #: No momentum in either network; the rate is that of Stable Diffusion, 1e-5 for EDM networks.
 PUBLISHED = {
     name: OptimizerSettings("adam", lr=1e-6, weight_decay=0.0, schedule="constant", betas=(0.0, 0.999))
@@ -54,12 +56,12 @@ class SiD(ScoreDistiller):
     Args:
         generator: K steps from 625 of 1000, see :func:`few_steps`. scores: usually
             :meth:`Scores.full <limbeck.diffusion.scores.Scores.full>`.
-        guidance: the policy; guidance of 1 asks each network once. alpha: 1 with guidance, 1.2 for EDM networks.
-        matched: ``mixture``; ``last`` step's output alone, without gradient before it; ``chain``, the same with gradient
+        guidance: the policy; a scale of 1 asks a network once. alpha: 1 with guidance, 1.2 for EDM networks.
+        matched: ``mixture``; ``last`` step's output alone, no gradient before it; ``chain``, the same with gradient
             through all steps, as the released trainer does.
         loss: ``sid``; ``vsd`` is the rival without gradient through the networks (DMD's), with the same w.
-        null_share: of the fake score's prompts replaced by null, where its guidance needs to know the null condition.
-        adversarial: needs ``real`` samples in every batch, and their ``real_input`` where the fake score is conditional.
+        null_share: of the fake score's prompts replaced by null, where its guidance must know the null condition.
+        adversarial: needs ``real`` samples in every batch, and ``real_input`` where the fake score is conditional.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class SiD(ScoreDistiller):
         scores: Scores,
         shape: Sequence[int],
         *,
-        guidance: Guidance = Guidance(1.5, 1.5, 1.5),
+        guidance: Guidance = LSG,
         alpha: float = 1.0,
         matched: str = "mixture",
         loss: str = "sid",
@@ -185,7 +187,9 @@ def few_steps(network: Any, schedule: Any, *, steps: int = 4, start: int = 625, 
 def _halves(condition: Condition) -> tuple[Condition, Condition]:
     count = len(next(iter(condition.values())) if isinstance(condition, Mapping) else condition)  # type: ignore[arg-type]
     if count < 2:
-        raise UserError("batch", f"{count} prompt", "two or more: half for the fake score's turn, half for the generator's")
+        raise UserError(
+            "batch", f"{count} prompt", "two or more: half for the fake score's turn, half for the generator's"
+        )
     return _rows(condition, slice(0, count // 2)), _rows(condition, slice(count // 2, 2 * (count // 2)))
 
 

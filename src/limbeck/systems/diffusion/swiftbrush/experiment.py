@@ -81,17 +81,35 @@ class OneStep(GeneratorExperiment):
 
 def claim(text: str, arm: str, over: str, metric: str, margin: float = 0.0, source: str = SHEET) -> Claim:
     """A comparison whose direction the metric decides."""
-    return Claim(text, arm, over, metric, margin, "lower" if metric.endswith(("fid", "score_gap")) else "higher", source)
+    return Claim(
+        text, arm, over, metric, margin, "lower" if metric.endswith(("fid", "score_gap")) else "higher", source
+    )
 
 
 IDENTITIES = (
-    Exact("The loss's gradient on x is g over the number of elements", identities.gradient_is_the_direction, 1e-15, CODE),
-    Exact("With its adapters off the one module is the teacher, bit for bit", identities.adapters_off_is_the_teacher, 0.0, CODE),
-    Exact("The released constant alpha_T is Stable Diffusion's schedule to 3e-4", identities.released_constant, 3e-4, CODE),
-    Exact("On a Gaussian VSD ends at the teacher's mean and deviation", identities.vsd_ends_at_the_teacher, 1e-6, SHEET),
+    Exact(
+        "The loss's gradient on x is g over the number of elements", identities.gradient_is_the_direction, 1e-15, CODE
+    ),
+    Exact(
+        "With its adapters off the one module is the teacher, bit for bit",
+        identities.adapters_off_is_the_teacher,
+        0.0,
+        CODE,
+    ),
+    Exact(
+        "The released constant alpha_T is Stable Diffusion's schedule to 3e-4", identities.released_constant, 3e-4, CODE
+    ),
+    Exact(
+        "On a Gaussian VSD ends at the teacher's mean and deviation", identities.vsd_ends_at_the_teacher, 1e-6, SHEET
+    ),
     Exact("On a Gaussian SDS ends at the mode, without spread", identities.sds_ends_at_the_mode, 1e-6, SHEET),
-    Exact("Guiding the teacher moves VSD's fixed point as it moves the score", identities.guidance_moves_the_fixed_point, 1e-6, SHEET),
-)  # fmt: skip
+    Exact(
+        "Guiding the teacher moves VSD's fixed point as it moves the score",
+        identities.guidance_moves_the_fixed_point,
+        1e-6,
+        SHEET,
+    ),
+)
 
 
 class Images(OneStep):
@@ -113,35 +131,80 @@ class Images(OneStep):
         ),
         "swiftbrush": Arm(Training(), "VSD, LoRA of rank 8 on the attention's to_q and to_v, guidance 1.5"),
         "lora-every-layer": Arm(Training(targets=EVERY_LAYER), "LoRA on attention and convolutions", "ablation"),
-        "full-score": Arm(Training("full"), "all weights of the fake score learn: DMD without its regression", "ablation"),
+        "full-score": Arm(
+            Training("full"), "all weights of the fake score learn: DMD without its regression", "ablation"
+        ),
         "sds": Arm(Training(direction="sds"), "the noise in place of the fake score", "control"),
         "slow-score": Arm(Training(fake_lr=3e-4), "LoRA at the generator's rate", "ablation"),
         "fresh-generator": Arm(Training(fresh=True), "the generator starts from random weights", "ablation"),
         "no-reparametrisation": Arm(Training(prediction="x0"), "the network's output is the image", "ablation"),
-        "teacher-guided-only": Arm(Training(fake_scale=1.0), "the fake score unguided, as in the paper's equation", "ablation"),
+        "teacher-guided-only": Arm(
+            Training(fake_scale=1.0), "the fake score unguided, as in the paper's equation", "ablation"
+        ),
         "guidance-1": Arm(Training(scale=1.0), "no guidance", "ablation"),
         "guidance-2": Arm(Training(scale=2.0), "guidance 2", "ablation"),
-    }  # fmt: skip
-    shown = ("none", "teacher-25", "regression", "swiftbrush", "lora-every-layer", "full-score", "sds", "fresh-generator")
+    }
+    shown = (
+        "none",
+        "teacher-25",
+        "regression",
+        "swiftbrush",
+        "lora-every-layer",
+        "full-score",
+        "sds",
+        "fresh-generator",
+    )
     claims = (
-        claim("In one step: FID less than half the untrained generator's", "swiftbrush", "none", "log_fid", 0.693, ABSTRACT),
-        claim("In one step: FID at most twice the teacher's with 25 steps", "swiftbrush", "teacher-25", "log_fid", -0.693),
+        claim(
+            "In one step: FID less than half the untrained generator's",
+            "swiftbrush",
+            "none",
+            "log_fid",
+            0.693,
+            ABSTRACT,
+        ),
+        claim(
+            "In one step: FID at most twice the teacher's with 25 steps", "swiftbrush", "teacher-25", "log_fid", -0.693
+        ),
         claim("Better FID than the teacher with 4 steps", "swiftbrush", "teacher-4", "fid"),
         claim("Better FID than regression to the teacher's images", "swiftbrush", "regression", "fid"),
         claim("More images of the class asked for than regression", "swiftbrush", "regression", "conditional_accuracy"),
-        claim("SDS loses half of the diversity that VSD keeps", "swiftbrush", "sds", "log_diversity", 0.693, "paper's motivation"),
+        claim(
+            "SDS loses half of the diversity that VSD keeps",
+            "swiftbrush",
+            "sds",
+            "log_diversity",
+            0.693,
+            "paper's motivation",
+        ),
         claim("Better FID than SDS", "swiftbrush", "sds", "fid", 0.0, "paper's motivation"),
         claim("More recall than SDS", "swiftbrush", "sds", "recall", 0.0, "paper's motivation"),
         claim("The teacher's weights as a start matter", "swiftbrush", "fresh-generator", "fid", 0.0, RECALLED),
         claim("The re-parametrisation matters", "swiftbrush", "no-reparametrisation", "fid", 0.0, RECALLED),
-        claim("LoRA is no worse than a full fake score: FID at most a fifth higher", "swiftbrush", "full-score", "log_fid", -0.182, CODE),
+        claim(
+            "LoRA is no worse than a full fake score: FID at most a fifth higher",
+            "swiftbrush",
+            "full-score",
+            "log_fid",
+            -0.182,
+            CODE,
+        ),
         claim("A fake score as slow as the generator is worse", "swiftbrush", "slow-score", "fid", 0.0, CODE),
-        claim("Adapters on every layer follow better than on the attention alone", "lora-every-layer", "swiftbrush", "fid"),
-        claim("Guiding both scores is better than guiding the teacher alone", "swiftbrush", "teacher-guided-only", "fid", 0.0, CODE),
+        claim(
+            "Adapters on every layer follow better than on the attention alone", "lora-every-layer", "swiftbrush", "fid"
+        ),
+        claim(
+            "Guiding both scores is better than guiding the teacher alone",
+            "swiftbrush",
+            "teacher-guided-only",
+            "fid",
+            0.0,
+            CODE,
+        ),
         claim("More guidance, more images of the class asked for", "guidance-2", "guidance-1", "conditional_accuracy"),
         claim("More guidance, less recall", "guidance-1", "guidance-2", "recall"),
         *IDENTITIES,
-    )  # fmt: skip
+    )
 
 
 class Plane(OneStep):
@@ -159,20 +222,28 @@ class Plane(OneStep):
         "teacher-4": Arm(TeacherSteps(4, 1.0), "the exact teacher, 4 steps of DDIM", "rival"),
         "teacher-25": Arm(TeacherSteps(25, 1.0), "the exact teacher, 25 steps of DDIM", "rival"),
         "regression": Arm(
-            Regression(TeacherSteps(25, 1.0), pairs=20_000, steps=3000), "squared error to the teacher's points", "rival"
+            Regression(TeacherSteps(25, 1.0), pairs=20_000, steps=3000),
+            "squared error to the teacher's points",
+            "rival",
         ),
         "vsd": Arm(Training("full", scale=1.0), "VSD, all weights of the fake score learn"),
         "sds": Arm(Training("full", scale=1.0, direction="sds"), "the noise in place of the fake score", "control"),
-        "slow-score": Arm(Training("full", scale=1.0, fake_lr=3e-5), "the fake score ten times slower than the generator", "ablation"),
+        "slow-score": Arm(
+            Training("full", scale=1.0, fake_lr=3e-5), "the fake score ten times slower than the generator", "ablation"
+        ),
         "guidance-2": Arm(Training("full", scale=2.0), "both scores guided by 2", "ablation"),
-    }  # fmt: skip
+    }
     shown = ("none", "regression", "vsd", "sds", "guidance-2")
     claims = (
-        claim("VSD's points have the teacher's score: gap under a tenth of SDS's", "vsd", "sds", "log_score_gap", 2.303),
+        claim(
+            "VSD's points have the teacher's score: gap under a tenth of SDS's", "vsd", "sds", "log_score_gap", 2.303
+        ),
         claim("VSD's points are nearer to the teacher's than the untrained ones", "vsd", "none", "score_gap"),
         claim("VSD's points are nearer to the teacher's than regression's", "vsd", "regression", "score_gap"),
         claim("SDS loses half of the diversity that VSD keeps", "vsd", "sds", "log_diversity", 0.693),
-        claim("A fake score that lags turns VSD towards SDS: less diversity", "vsd", "slow-score", "diversity", 0.0, CODE),
+        claim(
+            "A fake score that lags turns VSD towards SDS: less diversity", "vsd", "slow-score", "diversity", 0.0, CODE
+        ),
     )
 
 
