@@ -112,8 +112,8 @@ def score_gap(
         mean over t of  E | eps_samples(x_t) - eps_teacher(x_t) |^2 / D,     x_t = noised samples
 
     The noised distribution of the samples is a mixture with a component on each, so its score is known exactly. One
-    half of the samples stands for the distribution, the other half is where it is looked at. Near 0 for the teacher's own
-    samples; what is left there is the samples' number, so compare equal numbers.
+    half of the samples stands for the distribution, the other half is where it is looked at. Near 0 for the teacher's
+    own samples; what is left there is the samples' number, so compare equal numbers.
 
     Args:
         samples: ``[N, D]``. times: noise levels to average over; very low ones see single samples.

@@ -125,7 +125,7 @@ class Images(OneStep):
         "teacher-25": Arm(TeacherSteps(25, 1.5), "the guided teacher, 25 steps of DDIM", "rival"),
         "teacher-100": Arm(TeacherSteps(100, 1.5), "the guided teacher, 100 steps of DDIM", "rival"),
         "regression": Arm(
-            Regression(TeacherSteps(25, 1.5), pairs=8000, steps=1200),
+            Regression(TeacherSteps(25, 1.5), pairs=5000, steps=1000),
             "squared error to the teacher's 25-step images of the same noise",
             "rival",
         ),
