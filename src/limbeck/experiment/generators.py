@@ -75,7 +75,7 @@ class GeneratorExperiment(Experiment):
     """
 
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
-    samples: Mapping[str, int] = {"smoke": 40, "full": 500}
+    samples: Mapping[str, int] = {"smoke": 40, "full": 400}
     steps: Mapping[str, int] = {"smoke": 5, "full": 400}
     batch_size: Mapping[str, int] = {"smoke": 4, "full": 16}
     shown: tuple[str, ...] = ()

@@ -215,7 +215,7 @@ class Plane(OneStep):
     title = "One-step points under an exact teacher"
     testbed = "gaussian_mixture:plain"
     metric = "score_gap"
-    samples = {"smoke": 80, "full": 2000}
+    samples = {"smoke": 80, "full": 1000}
     steps = {"smoke": 5, "full": 1500}
     batch_size = {"smoke": 8, "full": 256}
     lr = {"generator": 3e-4, "full": 1e-3}
