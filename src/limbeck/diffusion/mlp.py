@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from limbeck.diffusion.split import Encoded
 from limbeck.diffusion.unet import sinusoids
 from limbeck.errors import UserError
 
@@ -36,9 +37,17 @@ class MLPDenoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The prediction ``[B, D]``."""
+        return self.decode(self.encode(x, t, condition), t, condition)
+
+    def encode(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Encoded:
+        """What the last hidden layer holds, ``[B, width]``: the counterpart of a UNet's first half."""
         if condition is None:
             condition = torch.full((len(x),), self.null, device=x.device)
         times = torch.as_tensor(t, device=x.device).expand(len(x))
         embedded = self.time(sinusoids(times, self.time[0].in_features).to(x.dtype)) + self.condition(condition)  # type: ignore[arg-type]
-        made: Tensor = self.out(self.layers(self.given(x) + embedded))
+        return Encoded(self.layers(self.given(x) + embedded), ())
+
+    def decode(self, encoded: Encoded, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The prediction from what :meth:`encode` gave."""
+        made: Tensor = self.out(encoded.hidden)
         return made

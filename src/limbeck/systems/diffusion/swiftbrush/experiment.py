@@ -18,7 +18,9 @@ from . import identities
 from .method import SwiftBrush, one_step
 
 ABSTRACT, RECALLED, CODE, SHEET = "[abstract]", "[recalled]", "[code]", "sheet"
+#: Attention and convolutions of the small UNet; the hidden layers and the ends of the denoiser for points.
 EVERY_LAYER = ("to_q", "to_k", "to_v", "to_out", "conv1", "conv2")
+EVERY_LAYER_OF_POINTS = ("given", "layers.*", "out")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Training:
     """
 
     score: str = "lora"
-    targets: tuple[str, ...] = ("to_q", "to_v")
+    targets: tuple[str, ...] = EVERY_LAYER
     rank: int = 8
     scale: float = 1.5
     fake_scale: float | None = None
@@ -114,12 +116,86 @@ IDENTITIES = (
 )
 
 
+class Plane(OneStep):
+    """Eight Gaussians in the plane; the teacher is the exact score, so what VSD ends at can be measured."""
+
+    title = "One-step points under an exact teacher"
+    testbed = "gaussian_mixture:plain"
+    metric = "score_gap"
+    samples = {"smoke": 80, "full": 1000}
+    steps = {"smoke": 5, "full": 1500}
+    batch_size = {"smoke": 8, "full": 128}
+    lr = {"generator": 1e-3, "lora": 3e-3, "full": 2e-3}
+    arms = {
+        "none": Arm(Untrained(), "the trained denoiser asked once", "none"),
+        "teacher-1": Arm(TeacherSteps(1, 1.0), "the exact teacher, 1 step of DDIM", "rival"),
+        "teacher-4": Arm(TeacherSteps(4, 1.0), "the exact teacher, 4 steps of DDIM", "rival"),
+        "teacher-25": Arm(TeacherSteps(25, 1.0), "the exact teacher, 25 steps of DDIM", "rival"),
+        "regression": Arm(
+            Regression(TeacherSteps(25, 1.0), pairs=20_000, steps=3000),
+            "squared error to the teacher's points",
+            "rival",
+        ),
+        "vsd": Arm(Training("full", scale=1.0), "VSD, all weights of the fake score learn"),
+        "vsd-lora": Arm(
+            Training(targets=EVERY_LAYER_OF_POINTS, scale=1.0),
+            "VSD with LoRA of rank 8: one trained network is teacher and fake score",
+        ),
+        "sds": Arm(Training("full", scale=1.0, direction="sds"), "the noise in place of the fake score", "control"),
+        "slow-score": Arm(Training("full", scale=1.0, fake_lr=1e-5), "a fake score 200 times slower", "ablation"),
+        "fresh-generator": Arm(Training("full", scale=1.0, fresh=True), "the generator starts at random", "ablation"),
+        "no-reparametrisation": Arm(
+            Training("full", scale=1.0, prediction="x0"), "the network's output is the point", "ablation"
+        ),
+        "guidance-2": Arm(Training("full", scale=2.0), "both scores guided by 2, as released", "ablation"),
+        "teacher-guidance-2": Arm(
+            Training("full", scale=2.0, fake_scale=1.0), "the teacher alone guided by 2, as in the paper", "ablation"
+        ),
+    }
+    shown = ("none", "teacher-25", "regression", "vsd", "vsd-lora", "sds", "guidance-2")
+    claims = (
+        claim(
+            "VSD ends nearer to the teacher's score than SDS: gap under a quarter", "vsd", "sds", "log_score_gap", 1.386
+        ),
+        claim(
+            "SDS loses half of the diversity that VSD keeps", "vsd", "sds", "log_diversity", 0.693, "paper's motivation"
+        ),
+        claim("VSD covers more of the components than SDS", "vsd", "sds", "coverage", 0.0, "paper's motivation"),
+        claim(
+            "One step after VSD is nearer to the teacher than one step before",
+            "vsd",
+            "none",
+            "score_gap",
+            0.0,
+            ABSTRACT,
+        ),
+        claim("Nearer to the teacher than its own 4 steps", "vsd", "teacher-4", "score_gap"),
+        claim("Nearer to the teacher than regression to its points", "vsd", "regression", "score_gap"),
+        claim(
+            "LoRA is no worse than a full fake score: gap at most a half higher",
+            "vsd-lora",
+            "vsd",
+            "log_score_gap",
+            -0.405,
+            CODE,
+        ),
+        claim(
+            "A fake score that lags turns VSD towards SDS: less diversity", "vsd", "slow-score", "diversity", 0.0, CODE
+        ),
+        claim("The trained network as a start matters", "vsd", "fresh-generator", "score_gap", 0.0, RECALLED),
+        claim("The re-parametrisation matters", "vsd", "no-reparametrisation", "score_gap", 0.0, RECALLED),
+        claim("Guidance puts more points into their class", "guidance-2", "vsd", "conditional_accuracy"),
+        *IDENTITIES,
+    )
+
+
 class Images(OneStep):
-    """Fashion-MNIST at 16 x 16, ten class embeddings in place of prompts."""
+    """Fashion-MNIST at 16 x 16, ten class embeddings in place of prompts; a short training."""
 
     title = "One-step images"
     testbed = "small_diffusion:plain"
     metric = "fid"
+    steps = {"smoke": 5, "full": 300}
     arms = {
         "none": Arm(Untrained(), "the teacher's weights asked once, untrained", "none"),
         "teacher-1": Arm(TeacherSteps(1, 1.5), "the guided teacher, 1 step of DDIM", "rival"),
@@ -127,35 +203,16 @@ class Images(OneStep):
         "teacher-25": Arm(TeacherSteps(25, 1.5), "the guided teacher, 25 steps of DDIM", "rival"),
         "teacher-100": Arm(TeacherSteps(100, 1.5), "the guided teacher, 100 steps of DDIM", "rival"),
         "regression": Arm(
-            Regression(TeacherSteps(25, 1.5), pairs=5000, steps=1000),
+            Regression(TeacherSteps(25, 1.5), pairs=5000, steps=600),
             "squared error to the teacher's 25-step images of the same noise",
             "rival",
         ),
-        "swiftbrush": Arm(Training(), "VSD, LoRA of rank 8 on the attention's to_q and to_v, guidance 1.5"),
-        "lora-every-layer": Arm(Training(targets=EVERY_LAYER), "LoRA on attention and convolutions", "ablation"),
-        "full-score": Arm(
-            Training("full"), "all weights of the fake score learn: DMD without its regression", "ablation"
-        ),
+        "swiftbrush": Arm(Training(), "VSD, LoRA of rank 8 on attention and convolutions, guidance 1.5"),
+        "attention-only": Arm(Training(targets=("to_q", "to_v")), "LoRA on to_q and to_v, as published", "ablation"),
+        "full-score": Arm(Training("full"), "all weights of the fake score learn (DMD, no regression)", "ablation"),
         "sds": Arm(Training(direction="sds"), "the noise in place of the fake score", "control"),
-        "slow-score": Arm(Training(fake_lr=3e-4), "LoRA at the generator's rate", "ablation"),
-        "fresh-generator": Arm(Training(fresh=True), "the generator starts from random weights", "ablation"),
-        "no-reparametrisation": Arm(Training(prediction="x0"), "the network's output is the image", "ablation"),
-        "teacher-guided-only": Arm(
-            Training(fake_scale=1.0), "the fake score unguided, as in the paper's equation", "ablation"
-        ),
-        "guidance-1": Arm(Training(scale=1.0), "no guidance", "ablation"),
-        "guidance-2": Arm(Training(scale=2.0), "guidance 2", "ablation"),
     }
-    shown = (
-        "none",
-        "teacher-25",
-        "regression",
-        "swiftbrush",
-        "lora-every-layer",
-        "full-score",
-        "sds",
-        "fresh-generator",
-    )
+    shown = ("none", "teacher-4", "teacher-25", "regression", "swiftbrush", "attention-only", "full-score", "sds")
     claims = (
         claim(
             "In one step: FID less than half the untrained generator's",
@@ -180,9 +237,9 @@ class Images(OneStep):
             "paper's motivation",
         ),
         claim("Better FID than SDS", "swiftbrush", "sds", "fid", 0.0, "paper's motivation"),
-        claim("More recall than SDS", "swiftbrush", "sds", "recall", 0.0, "paper's motivation"),
-        claim("The teacher's weights as a start matter", "swiftbrush", "fresh-generator", "fid", 0.0, RECALLED),
-        claim("The re-parametrisation matters", "swiftbrush", "no-reparametrisation", "fid", 0.0, RECALLED),
+        claim(
+            "Adapters on every layer follow better than on the attention alone", "swiftbrush", "attention-only", "fid"
+        ),
         claim(
             "LoRA is no worse than a full fake score: FID at most a fifth higher",
             "swiftbrush",
@@ -191,62 +248,7 @@ class Images(OneStep):
             -0.182,
             CODE,
         ),
-        claim("A fake score as slow as the generator is worse", "swiftbrush", "slow-score", "fid", 0.0, CODE),
-        claim(
-            "Adapters on every layer follow better than on the attention alone", "lora-every-layer", "swiftbrush", "fid"
-        ),
-        claim(
-            "Guiding both scores is better than guiding the teacher alone",
-            "swiftbrush",
-            "teacher-guided-only",
-            "fid",
-            0.0,
-            CODE,
-        ),
-        claim("More guidance, more images of the class asked for", "guidance-2", "guidance-1", "conditional_accuracy"),
-        claim("More guidance, less recall", "guidance-1", "guidance-2", "recall"),
-        *IDENTITIES,
     )
 
 
-class Plane(OneStep):
-    """Eight Gaussians in the plane; the teacher is the exact score, so the fixed point can be measured."""
-
-    title = "One-step points under an exact teacher"
-    testbed = "gaussian_mixture:plain"
-    metric = "score_gap"
-    samples = {"smoke": 80, "full": 1000}
-    steps = {"smoke": 5, "full": 1500}
-    batch_size = {"smoke": 8, "full": 256}
-    lr = {"generator": 3e-4, "full": 1e-3}
-    arms = {
-        "none": Arm(Untrained(), "the trained denoiser asked once", "none"),
-        "teacher-4": Arm(TeacherSteps(4, 1.0), "the exact teacher, 4 steps of DDIM", "rival"),
-        "teacher-25": Arm(TeacherSteps(25, 1.0), "the exact teacher, 25 steps of DDIM", "rival"),
-        "regression": Arm(
-            Regression(TeacherSteps(25, 1.0), pairs=20_000, steps=3000),
-            "squared error to the teacher's points",
-            "rival",
-        ),
-        "vsd": Arm(Training("full", scale=1.0), "VSD, all weights of the fake score learn"),
-        "sds": Arm(Training("full", scale=1.0, direction="sds"), "the noise in place of the fake score", "control"),
-        "slow-score": Arm(
-            Training("full", scale=1.0, fake_lr=3e-5), "the fake score ten times slower than the generator", "ablation"
-        ),
-        "guidance-2": Arm(Training("full", scale=2.0), "both scores guided by 2", "ablation"),
-    }
-    shown = ("none", "regression", "vsd", "sds", "guidance-2")
-    claims = (
-        claim(
-            "VSD's points have the teacher's score: gap under a tenth of SDS's", "vsd", "sds", "log_score_gap", 2.303
-        ),
-        claim("VSD's points are nearer to the teacher's than the untrained ones", "vsd", "none", "score_gap"),
-        claim("VSD's points are nearer to the teacher's than regression's", "vsd", "regression", "score_gap"),
-        claim("SDS loses half of the diversity that VSD keeps", "vsd", "sds", "log_diversity", 0.693),
-        claim(
-            "A fake score that lags turns VSD towards SDS: less diversity", "vsd", "slow-score", "diversity", 0.0, CODE
-        ),
-    )
-
-
-EXPERIMENTS = {"images": Images, "plane": Plane}
+EXPERIMENTS = {"plane": Plane, "images": Images}
