@@ -48,7 +48,7 @@ class Training:
 class OneStep(GeneratorExperiment):
     """Common to both entries."""
 
-    lr = {"generator": 5e-4, "lora": 3e-3, "full": 5e-4}
+    lr = {"generator": 3e-4, "lora": 1e-2, "full": 1e-3}
 
     def generator(self, steps: int = 1, **options: Any) -> Generator:
         """From the teacher's weights, at the last time."""
@@ -125,7 +125,7 @@ class Plane(OneStep):
     samples = {"smoke": 80, "full": 1000}
     steps = {"smoke": 5, "full": 1500}
     batch_size = {"smoke": 8, "full": 128}
-    lr = {"generator": 1e-3, "lora": 3e-3, "full": 2e-3}
+    lr = {"generator": 4e-4, "lora": 3e-3, "full": 2e-3}
     arms = {
         "none": Arm(Untrained(), "the trained denoiser asked once", "none"),
         "teacher-1": Arm(TeacherSteps(1, 1.0), "the exact teacher, 1 step of DDIM", "rival"),
