@@ -258,6 +258,19 @@ def test_training_keeps_an_average_and_the_teacher(tmp_path: Any) -> None:
 
 
 def test_arms_are_what_the_sheet_names() -> None:
-    arms = EXPERIMENTS["images"].arms
-    assert {"lsg-1.5", "lsg-3", "zero-cfg", "anti-cfg", "zero-cfg-gan", "vsd", "last-step"} <= set(arms)
-    assert {f"teacher-{steps}" for steps in (1, 2, 4)} <= set(arms)
+    images, plane = EXPERIMENTS["images"].arms, EXPERIMENTS["plane"].arms
+    named = {
+        "lsg-1.5",
+        "lsg-3",
+        "zero-cfg",
+        "anti-cfg",
+        "zero-cfg-gan",
+        "vsd-4",
+        "sid-4-last",
+        "sid-1",
+        "sid-2",
+        "sid-4",
+    }
+    assert named <= set(plane)
+    assert {"lsg-1.5", "zero-cfg", "zero-cfg-gan", "vsd"} <= set(images)
+    assert {f"teacher-{steps}" for steps in (1, 2, 4)} <= set(images) & set(plane)

@@ -154,7 +154,7 @@ def test_training_moves_towards_an_exact_teacher() -> None:
 
 
 def test_arms_are_what_the_sheet_names() -> None:
-    arms = EXPERIMENTS["images"].arms
-    assert {"none", "swiftbrush", "lora-every-layer", "sds", "full-score", "fresh-generator", "regression"} <= set(arms)
-    assert {f"teacher-{steps}" for steps in (1, 4, 25, 100)} <= set(arms)
-    assert {arms[name].setting.scale for name in ("guidance-1", "swiftbrush", "guidance-2")} == {1.0, 1.5, 2.0}
+    images, plane = EXPERIMENTS["images"].arms, EXPERIMENTS["plane"].arms
+    assert {"none", "swiftbrush", "attention-only", "full-score", "sds", "regression"} <= set(images)
+    assert {f"teacher-{steps}" for steps in (1, 4, 25, 100)} <= set(images)
+    assert {"fresh-generator", "no-reparametrisation", "slow-score", "vsd-lora", "guidance-2"} <= set(plane)
