@@ -101,6 +101,9 @@ def test_agreement() -> None:
 
 
 def test_refusals() -> None:
+    shared = network()
+    with pytest.raises(UserError, match="shares weights"):
+        Method(Generator(shared, SCHEDULE), Scores.full(shared, schedule=SCHEDULE), (2,), optimizers=SETTINGS)
     with pytest.raises(UserError, match="optimizers"):
         method(optimizers={"generator": SETTINGS["generator"]})
     with pytest.raises(UserError, match="times"):

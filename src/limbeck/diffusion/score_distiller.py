@@ -63,6 +63,10 @@ class ScoreDistiller(Players):
         if not isinstance(schedule, DiscreteSchedule) or not 0 <= times[0] < times[1] <= len(schedule):
             raise UserError("times", times, "low < high inside the teacher's discrete schedule")
         super().__init__({name: optimizers[name] for name in ("generator", "fake")}, gradient_clip=gradient_clip)
+        frozen = scores.frozen.modules() if scores.frozen is not None else []
+        theirs = {id(weight) for network in (*frozen, scores.weights) for weight in network.parameters()}
+        if any(id(weight) in theirs for weight in generator.parameters()):
+            raise UserError("generator", "a network that shares weights with a score", "a copy of its own")
         generator.requires_grad_(True)
         self.generator, self.fake_weights = generator, scores.weights
         self.scores, self.schedule = scores, schedule

@@ -92,6 +92,11 @@ class GeneratorExperiment(Experiment):
         """Batches of conditions for :meth:`distiller`."""
         return self.bank.loader(self.batch_size[self.size], copies=2000 // len(self.bank), seed=seed)
 
+    @property
+    def logs(self) -> tuple[str, ...]:
+        """Metrics whose logarithm is one too."""
+        return (f"log_{self.metric}", "log_diversity")
+
     @cached_property
     def bed(self) -> Any:
         """The testbed."""
@@ -138,11 +143,12 @@ class GeneratorExperiment(Experiment):
             parts = zip(noise.split(100), labels.split(100), strict=True)
             made = torch.cat([sample(*part) for part in parts])
         if not bool(torch.isfinite(made).all()):
-            return Outcome({self.metric: float("nan")}, curves)
+            judged = dict.fromkeys(self.bed.judge(noise, labels), float("nan"))
+            return Outcome({**judged, **dict.fromkeys(self.logs, float("nan"))}, curves)
         drawn = {"samples": self.picture(made, labels)} if seed == 0 and arm in self.shown else {}
         judged = self.bed.judge(made, labels)
         # Ratios are what counts; differences of logarithms are ratios.
-        logs = {f"log_{name}": math.log(max(judged[name], 1e-6)) for name in (self.metric, "diversity")}
+        logs = {name: math.log(max(judged[name.removeprefix("log_")], 1e-6)) for name in self.logs}
         return Outcome({**judged, **logs}, curves, pictures=drawn)
 
     def sampler(self, setting: Any, seed: int) -> tuple[Sample, dict[str, list[float]]]:

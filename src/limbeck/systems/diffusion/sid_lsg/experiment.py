@@ -154,7 +154,7 @@ class Plane(FewSteps):
         "anti-cfg": Arm(Training(4, ANTI), "guidance -1 in the fake score", "ablation"),
         "zero-cfg-gan": Arm(Training(4, ZERO, real=True), "Zero-CFG with the adversarial term on real points"),
     }
-    shown = ("none", "sid-1", "vsd-4", "sid-4", "lsg-3", "zero-cfg", "anti-cfg")
+    shown = ("none-1", "sid-1", "vsd-1", "sid-4", "lsg-3", "zero-cfg")
     claims = (
         claim("One step: a smaller score gap than VSD's", "sid-1", "vsd-1", "score_gap"),
         claim("Four steps: a smaller score gap than VSD's", "sid-4", "vsd-4", "score_gap"),

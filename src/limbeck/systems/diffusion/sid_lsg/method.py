@@ -64,6 +64,8 @@ class SiD(ScoreDistiller):
         adversarial: needs ``real`` samples in every batch, and ``real_input`` where the fake score is conditional.
     """
 
+    dropped: Tensor
+
     def __init__(
         self,
         generator: Generator,
@@ -88,7 +90,7 @@ class SiD(ScoreDistiller):
         self.guidance, self.alpha, self.matched, self.loss = guidance, alpha, matched, loss
         self.null_share = null_share if guidance.fake_guided else 0.0
         self.adversarial = adversarial
-        self.dropped = 0
+        self.register_buffer("dropped", torch.zeros((), dtype=torch.long))
 
     def turns(self, batch: Batch) -> Iterator[Turn]:
         """The fake score's, then the generator's with other prompts and noise."""
@@ -144,7 +146,7 @@ class SiD(ScoreDistiller):
                     fooling = functional.softplus(-logits).mean() * torch.where(good, weight, 0.0).mean()
                     terms["adversarial"] = 0.5 * self.adversarial.weight * x[0].numel() * fooling
         gap = (real - fake).detach()[good].square().mean().sqrt()
-        return Turn("generator", terms, {"gap": gap, "dropped": gap.new_tensor(float(self.dropped))})
+        return Turn("generator", terms, {"gap": gap, "dropped": self.dropped.float()})
 
     def seen_by_fake(self, condition: Condition) -> Condition:
         """Zero-CFG's fake score never sees a condition: it models all samples together."""
@@ -158,7 +160,7 @@ class SiD(ScoreDistiller):
     def _kept(self, *tensors: Tensor) -> Tensor:
         """``[B]``, True for samples without NaN; counts the others, and stops when none is left."""
         bad = non_finite_rows(*tensors)
-        self.dropped += int(bad.sum())
+        self.dropped += bad.sum()
         if bool(bad.all()):
             raise LimbeckError("every sample of the batch is NaN or infinite: lower the learning rates")
         return ~bad

@@ -152,7 +152,7 @@ class Plane(OneStep):
             Training("full", scale=2.0, fake_scale=1.0), "the teacher alone guided by 2, as in the paper", "ablation"
         ),
     }
-    shown = ("none", "teacher-25", "regression", "vsd", "vsd-lora", "sds", "guidance-2")
+    shown = ("none", "teacher-25", "regression", "vsd", "vsd-lora", "sds")
     claims = (
         claim(
             "VSD ends nearer to the teacher's score than SDS: gap under a quarter", "vsd", "sds", "log_score_gap", 1.386
