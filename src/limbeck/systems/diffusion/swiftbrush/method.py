@@ -110,10 +110,18 @@ class SwiftBrush(ScoreDistiller):
 
 
 def one_step(
-    network: nn.Module, schedule: DiscreteSchedule, *, prediction: str = "eps", alpha: float | None = None
+    network: nn.Module,
+    schedule: DiscreteSchedule,
+    *,
+    prediction: str = "eps",
+    alpha: float | None = None,
+    time: int | None = None,
 ) -> Generator:
-    """The generator: a copy of the teacher's network (yours to copy) asked once, at the last time.
+    """The generator: a copy of the teacher's network (yours to copy) asked once.
 
-    ``alpha``: :data:`ALPHA_T` for the released constant; by default the schedule's own, which is right for any.
+    Args:
+        alpha: :data:`ALPHA_T` for the released constant; by default the schedule's own, which is right for any.
+        time: the last by default, as published. The division by alpha makes a change of the network's output
+            ``sigma / alpha`` times larger in the sample; at an earlier time there is less of that.
     """
-    return Generator(network, schedule, prediction=prediction, alpha=alpha)
+    return Generator(network, schedule, start=time, prediction=prediction, alpha=alpha)
