@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from limbeck.errors import LimbeckError, UserError
 from limbeck.systems.diffusion.sid_lsg.experiment import EXPERIMENTS, IDENTITIES
 from limbeck.systems.diffusion.sid_lsg.guidance import Guidance
 from limbeck.systems.diffusion.sid_lsg.method import PUBLISHED, SiD, few_steps
+from limbeck.systems.diffusion.sid_lsg.method import __file__ as method_file
 from limbeck.systems.diffusion.sid_lsg.sharing import Adversarial, encoder_logits
 
 SCHEDULE = DiscreteSchedule.scaled_linear()
@@ -274,3 +277,11 @@ def test_arms_are_what_the_sheet_names() -> None:
     assert named <= set(plane)
     assert {"lsg-1.5", "zero-cfg", "zero-cfg-gan", "vsd"} <= set(images)
     assert {f"teacher-{steps}" for steps in (1, 2, 4)} <= set(images) & set(plane)
+
+
+def test_the_pages_example_runs() -> None:
+    page = Path(method_file).parent / "README.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["images"].shape[1:] == (1, 16, 16)

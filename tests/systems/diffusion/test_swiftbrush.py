@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from limbeck.errors import UserError
 from limbeck.systems.diffusion.swiftbrush import identities
 from limbeck.systems.diffusion.swiftbrush.experiment import EXPERIMENTS, IDENTITIES
 from limbeck.systems.diffusion.swiftbrush.method import ALPHA_T, PUBLISHED, SwiftBrush, one_step
+from limbeck.systems.diffusion.swiftbrush.method import __file__ as method_file
 
 SCHEDULE = DiscreteSchedule.scaled_linear()
 BANK = ConditionBank(torch.arange(3), torch.tensor(3))
@@ -158,3 +161,11 @@ def test_arms_are_what_the_sheet_names() -> None:
     assert {"none", "swiftbrush", "attention-only", "full-score", "sds", "regression"} <= set(images)
     assert {f"teacher-{steps}" for steps in (1, 4, 25, 100)} <= set(images)
     assert {"fresh-generator", "no-reparametrisation", "slow-score", "vsd-lora", "guidance-2"} <= set(plane)
+
+
+def test_the_pages_example_runs() -> None:
+    page = Path(method_file).parent / "README.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["image"].shape[1:] == (1, 16, 16)
