@@ -56,6 +56,20 @@ def stacked(conditions: list[Condition]) -> Condition:
     return torch.cat(conditions)  # type: ignore[arg-type]
 
 
+def count(condition: Condition) -> int:
+    """How many samples a condition is for."""
+    if condition is None:
+        raise UserError("condition", None, "a tensor or a mapping of tensors, one row per sample")
+    return len(next(iter(condition.values())) if isinstance(condition, Mapping) else condition)
+
+
+def select(condition: Condition, rows: slice) -> Condition:
+    """The conditions of some samples."""
+    if isinstance(condition, Mapping):
+        return {name: value[rows] for name, value in condition.items()}
+    return None if condition is None else condition[rows]
+
+
 def guide(unconditional: Tensor, conditional: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance: ``unconditional + scale (conditional - unconditional)`` (Ho & Salimans, 2022).
 

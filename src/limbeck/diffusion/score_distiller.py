@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from limbeck.diffusion.denoiser import Condition, null_like
+from limbeck.diffusion.denoiser import Condition, count, null_like
 from limbeck.diffusion.generators import Generator
 from limbeck.diffusion.noise import DiscreteSchedule
 from limbeck.diffusion.scores import Scores
@@ -83,9 +83,8 @@ class ScoreDistiller(Players):
 
     def noise(self, condition: Condition) -> Tensor:
         """The generator's first input, one row per condition."""
-        rows: Any = next(iter(condition.values())) if isinstance(condition, Mapping) else condition
         like = next(self.generator.parameters())
-        return torch.randn(len(rows), *self.shape, device=like.device, dtype=like.dtype)
+        return torch.randn(count(condition), *self.shape, device=like.device, dtype=like.dtype)
 
     def noised(self, x: Tensor, times: tuple[int, int] | None = None) -> Noised:
         """x with fresh noise at times drawn per sample."""
@@ -104,7 +103,7 @@ class ScoreDistiller(Players):
         if per == "batch":
             return null if float(torch.rand(())) < share else condition
         if isinstance(condition, Mapping):
-            rows = torch.rand(len(next(iter(condition.values())))) < share
+            rows = torch.rand(count(condition)) < share
             return {name: _chosen(rows, null[name], value) for name, value in condition.items()}  # type: ignore[index]
         return _chosen(torch.rand(len(condition)) < share, null, condition)  # type: ignore[arg-type]
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from limbeck import losses
-from limbeck.diffusion.denoiser import Condition, null_like
+from limbeck.diffusion.denoiser import Condition, count, null_like, select
 from limbeck.diffusion.generators import Generator
 from limbeck.diffusion.score_distiller import Noised, ScoreDistiller
 from limbeck.diffusion.scores import Scores
@@ -165,14 +165,14 @@ class SiD(ScoreDistiller):
             raise LimbeckError("every sample of the batch is NaN or infinite: lower the learning rates")
         return ~bad
 
-    def _real(self, batch: Batch, count: int) -> tuple[Tensor, Condition]:
-        if "real" not in batch or len(batch["real"]) < count:
-            raise UserError("batch", sorted(batch), f"real samples (real), at least {count}, for the adversarial term")
+    def _real(self, batch: Batch, size: int) -> tuple[Tensor, Condition]:
+        if "real" not in batch or len(batch["real"]) < size:
+            raise UserError("batch", sorted(batch), f"real samples (real), at least {size}, for the adversarial term")
         if self.guidance.fake_unconditional:
-            return batch["real"][:count], self.seen_by_fake(_halves(batch["input"])[0])
+            return batch["real"][:size], self.seen_by_fake(_halves(batch["input"])[0])
         if "real_input" not in batch:
             raise UserError("batch", sorted(batch), "real_input, the conditions of the real samples")
-        return batch["real"][:count], _rows(batch["real_input"], slice(0, count))
+        return batch["real"][:size], select(batch["real_input"], slice(0, size))
 
     def gradients_ready(self, player: str) -> None:
         """A sample that is left out may still send NaN through the networks' weights."""
@@ -187,16 +187,7 @@ def few_steps(network: Any, schedule: Any, *, steps: int = 4, start: int = 625, 
 
 
 def _halves(condition: Condition) -> tuple[Condition, Condition]:
-    count = len(next(iter(condition.values())) if isinstance(condition, Mapping) else condition)  # type: ignore[arg-type]
-    if count < 2:
-        raise UserError(
-            "batch", f"{count} prompt", "two or more: half for the fake score's turn, half for the generator's"
-        )
-    return _rows(condition, slice(0, count // 2)), _rows(condition, slice(count // 2, 2 * (count // 2)))
-
-
-def _rows(condition: Any, rows: slice) -> Condition:
-    if isinstance(condition, Mapping):
-        return {name: value[rows] for name, value in condition.items()}
-    chosen: Tensor = condition[rows]
-    return chosen
+    half = count(condition) // 2
+    if not half:
+        raise UserError("batch", "one prompt", "two or more: half for the fake score's turn, half for the generator's")
+    return select(condition, slice(0, half)), select(condition, slice(half, 2 * half))
