@@ -91,7 +91,7 @@ class LoRA(nn.Module):
         layers = dict(merged.named_modules())
         for path, down, up in zip(self.paths, self.down, self.up, strict=True):
             weight = layers[path].weight
-            weight.add_(self.scale * (up @ down.flatten(1)).view_as(weight))  # type: ignore[operator]
+            weight.add_(self.scale * (up @ down.flatten(1)).view_as(weight))
         return merged
 
     def _hook(self, place: int) -> Any:

@@ -7,7 +7,6 @@ point can be measured and not only looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -52,7 +51,7 @@ class GaussianMixture(Testbed):
     """See the module. ``teacher()`` is the exact :class:`~limbeck.diffusion.analytic.MixtureDenoiser` (eps)."""
 
     name = "gaussian_mixture"
-    regimes: Mapping[str, Regime] = {"plain": Regime()}
+    regimes = {"plain": Regime()}
 
     def __init__(self, regime: str = "plain", size: Size = "full") -> None:
         super().__init__(regime, size)
