@@ -8,6 +8,7 @@ from limbeck.engine.generations import Generations
 from limbeck.engine.one_class import OneClassRecipe, fit_good
 from limbeck.engine.optimizer import OptimizerSettings
 from limbeck.engine.peers import PeerDistiller
+from limbeck.engine.players import Players, Turn
 from limbeck.engine.program import Phase, run_program
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "PeerDistiller",
     "Phase",
     "Plateau",
+    "Players",
+    "Turn",
     "fit",
     "fit_good",
     "run_program",

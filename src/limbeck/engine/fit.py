@@ -19,7 +19,7 @@ from limbeck.data.loaders import TensorLoader
 from limbeck.engine.callbacks import Judge, KeepBest, Record, StopWhenDiverged, Validate
 from limbeck.engine.checkpoints import SaveLast, WholeFiles, check_whole
 from limbeck.engine.distiller import Distiller
-from limbeck.engine.peers import PeerDistiller
+from limbeck.engine.players import Players
 from limbeck.errors import UserError
 
 
@@ -77,7 +77,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     **trainer: Any,
 ) -> History:
-    """Train a :class:`Distiller` or :class:`PeerDistiller`.
+    """Train a :class:`Distiller`, a :class:`PeerDistiller` or any other :class:`Players`.
 
     Args:
         train: a loader of batches. A :class:`~limbeck.data.TensorLoader` begins at its epoch 0, resumes at the very
@@ -129,9 +129,9 @@ def fit(
     random.seed(seed)
     if isinstance(train, TensorLoader):
         train.set_epoch(0)
-    if isinstance(distiller, (Distiller, PeerDistiller)):
+    if isinstance(distiller, (Distiller, Players)):
         distiller.build(_first(train, distiller))
-    if isinstance(distiller, PeerDistiller):
+    if isinstance(distiller, Players):
         # Lightning clips only where it takes the step itself.
         distiller.gradient_clip, gradient_clip = gradient_clip or distiller.gradient_clip, None
     settings = {"logger": False, "accelerator": "auto", "devices": 1, **trainer}
@@ -174,7 +174,7 @@ def _check(
         raise UserError("resume", "no output folder", "out=, the folder of the run to go on with")
 
 
-def _first(train: Iterable[Any], distiller: Distiller | PeerDistiller) -> Any:
+def _first(train: Iterable[Any], distiller: Distiller | Players) -> Any:
     """The first batch, on the student's device, without moving the loader's position."""
     if isinstance(train, Iterator):
         raise UserError("train", type(train).__name__, "a loader that begins anew for every epoch")

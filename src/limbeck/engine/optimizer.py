@@ -52,6 +52,8 @@ class OptimizerSettings:
             raise UserError("lr", self.lr, "a positive number")
         if not 0 <= self.warmup < 1:
             raise UserError("warmup", self.warmup, "a share of all steps, from 0 to below 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError("betas", self.betas, "two numbers from 0 to below 1")
 
     def build(
         self, weights: Iterable[nn.Parameter | tuple[str, nn.Parameter]], steps: int, *, fused: bool = True

@@ -52,6 +52,7 @@ from limbeck.losses.relations import (
     similarity_distribution,
     similarity_preserving,
 )
+from limbeck.losses.score import denoising, score_identity, toward_target
 from limbeck.losses.squared import brier, probability_mse
 from limbeck.losses.transport import SinkhornPlan, class_transport, sinkhorn_distance, sinkhorn_plan
 from limbeck.losses.vocabulary import linear_cross_entropy, linear_divergence, linear_sparse_divergence
@@ -72,6 +73,7 @@ __all__ = [
     "crd_log_normaliser",
     "cross_entropy",
     "decoupled_kd",
+    "denoising",
     "dist",
     "dist_inter",
     "dist_intra",
@@ -103,6 +105,7 @@ __all__ = [
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
+    "score_identity",
     "self_attention_relations",
     "similarity_distribution",
     "similarity_preserving",
@@ -118,5 +121,6 @@ __all__ = [
     "standardised_kl",
     "supervised_contrastive",
     "total_variation",
+    "toward_target",
     "unit_vectors",
 ]
