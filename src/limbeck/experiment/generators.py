@@ -155,6 +155,7 @@ class GeneratorExperiment(Experiment):
         """``(noise, labels) -> samples``, trained if need be, and its curves over training."""
         if isinstance(setting, TeacherSteps):
             return lambda noise, labels: self.teacher_samples(setting, noise, labels), {}
+        curves: dict[str, list[float]]
         if isinstance(setting, Untrained):
             generator, curves = self.generator(setting.steps), {}
         elif isinstance(setting, Regression):
@@ -175,7 +176,8 @@ class GeneratorExperiment(Experiment):
         """Samples of the guided teacher; the first step starts at the schedule's last time."""
         grid = Grid.spaced(self.bed.schedule, setting.steps, spacing="trailing")
         guided = Guided(self.bed.teacher(), setting.scale, self.bank.null)
-        return SOLVERS[setting.solver](grid).sample(guided, noise, self.bank.rows(labels))
+        samples: Tensor = SOLVERS[setting.solver](grid).sample(guided, noise, self.bank.rows(labels))
+        return samples
 
     def pairs(self, setting: Regression) -> dict[str, Tensor]:
         """Noise, labels and the teacher's samples, made once; the file is named after all that makes them."""

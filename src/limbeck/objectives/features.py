@@ -146,8 +146,11 @@ class LevelCosine(Objective):
         for name in self.levels:
             ours, theirs = dense(student, name), dense(teacher, name)
             samples, _, height, width = ours.shape
-            rows = {key: given[key].view(-1, 1, 1).expand(samples, height, width) for key in ("mask", "weight")
-                    if key in given}  # fmt: skip
+            rows: dict[str, Any] = {
+                key: given[key].view(-1, 1, 1).expand(samples, height, width)
+                for key in ("mask", "weight")
+                if key in given
+            }
             if not self.batch_mean:
                 rows["denominator"] = ours.new_tensor(float(height * width))
             elif "denominator" in given:

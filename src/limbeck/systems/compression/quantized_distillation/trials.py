@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -172,7 +172,7 @@ def dq(bits: int, *, start: str = "quantiles", allocated: bool = True) -> Callab
     return make
 
 
-def qd_and_dq(bits: int, **options: bool) -> Callable[[Task], Made]:
+def qd_and_dq(bits: int, **options: Any) -> Callable[[Task], Made]:
     """The mixed mode; ``options`` are ``annealed`` and ``taught_points``."""
 
     def make(task: Task) -> Made:

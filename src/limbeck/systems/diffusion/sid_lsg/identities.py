@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def ends_at_the_teacher() -> float:
         (gradient,) = torch.autograd.grad(line.loss(state, 1.0), state)
         state = (state - 0.5 * gradient).detach().requires_grad_()
     a, b = state.detach().tolist()
-    return abs(abs(a) - DEVIATION) + abs(b - MEAN)
+    return float(abs(abs(a) - DEVIATION) + abs(b - MEAN))
 
 
 def without_gradient_it_is_vsd() -> float:
@@ -85,7 +86,7 @@ def guidance_of_one_asks_once() -> float:
     """Rows that a network sees per sample without guidance, less one; and with it, less two."""
     seen = 0
 
-    def denoiser(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def denoiser(x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
         nonlocal seen
         seen += len(x)
         return x

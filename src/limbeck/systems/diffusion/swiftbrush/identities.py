@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -76,7 +78,7 @@ def _flow(direction: str, scale: float = 1.0) -> tuple[float, float]:
     null = MixtureDenoiser(schedule, torch.zeros(1, 1, dtype=torch.float64), DEVIATION)
     own = MixtureDenoiser(schedule, centres[:1], DEVIATION)
 
-    def teacher(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def teacher(x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
         return torch.where(condition[:, None] == 0, own(x, t), null(x, t))
 
     guided = Guided(teacher, scale, 1)
