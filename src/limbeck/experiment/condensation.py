@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -54,8 +54,9 @@ class CondensationExperiment(Experiment):
     """Every arm makes a distilled set from the training samples; the testbed's networks learn from it alone.
 
     A subclass states ``testbed``, ``arms`` and ``claims``. The setting of an arm is a function from a :class:`Task` to
-    a :class:`DistilledSet` (or to a split, for an arm that keeps all samples). Arm option ``weighted``: draw samples by
-    the set's weights, as is the default. All arms take as many steps with batches of the same size, and the last step
+    a :class:`DistilledSet` (or to a split, for an arm that keeps all samples). Arm options: ``weighted``, draw samples
+    by the set's weights, as is the default; ``longer``, so many times the usual steps, for an arm with so much data
+    that it would be stopped short. All others take as many steps with batches of the same size, and the last step
     counts: nothing is selected.
 
     Metrics: ``accuracy`` and ``auc`` as means over the networks and of each (``accuracy_gin``); ``set_bytes``,
@@ -64,7 +65,7 @@ class CondensationExperiment(Experiment):
     """
 
     title = "A small set instead of all data"
-    options: tuple[str, ...] = ("weighted",)
+    options: tuple[str, ...] = ("weighted", "longer")
 
     def check(self) -> None:
         super().check()
@@ -88,6 +89,7 @@ class CondensationExperiment(Experiment):
         made = chosen.setting(task)
         distilled = time.process_time()
         training: Training = self.bed.training
+        training = replace(training, steps=training.steps * chosen.options.get("longer", 1))
         weighted, networks = chosen.options.get("weighted", True), self.bed.network_makers()
         test = self.tested(arm, splits.test)
         found = evaluate(networks, made, test, training, weighted=weighted, seed=seed)
