@@ -10,6 +10,7 @@ import torch
 
 from limbeck.condensation import train_fresh
 from limbeck.data.computation_trees import ComputationTrees, coverage
+from limbeck.measure import auc
 from limbeck.models.graphs import GraphNetwork
 from limbeck.testbeds import load
 from limbeck.testbeds.motif_graphs import TRUE_HOPS, true_trees
@@ -43,6 +44,13 @@ def distinct_trees() -> float:
 def skew(share: float = 0.2) -> float:
     """What the most frequent fifth of MUTAG's trees at two hops lacks to cover four nodes in five."""
     return max(0.0, 0.8 - coverage(tree_counts("plain", 2), (share,))[0])
+
+
+def size_shortfall(least: float = 0.8) -> float:
+    """What the number of atoms lacks to rank MUTAG's classes with that AUC."""
+    data = _bed("plain").data
+    sizes = torch.tensor([[0.0, len(graph)] for graph in data.graphs])
+    return max(0.0, least - auc(sizes, data.target))
 
 
 def root_error(kind: str, more_hops: int = 0, layers: int = 2) -> float:
