@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -162,6 +163,12 @@ def test_pictures_fit_into_the_ledger() -> None:
     subject = experiment.Textures("smoke")
     shown = subject.run("fabric-rd", 0).pictures
     assert set(shown) == {"Test tiles", "Where the defect is", "Anomaly maps"}
+    splits = subject.bed.splits(0)
+    noise = torch.randint(0, 256, splits.surfaces.test.shape, dtype=torch.uint8)
+    worst = replace(splits, surfaces=replace(splits.surfaces, test=noise))
+    sizes = [len(uri) for uri in subject.draw("fabric-rd", 0, torch.rand(30, 64, 64), worst).values()]
+    maps_alone = len(subject.draw("nearest", 0, torch.rand(30, 64, 64), worst)["Anomaly maps"])
+    assert sum(sizes) + (len(subject.arms) - 1) * maps_alone < 60_000, "the ledger refuses more per entry"
     assert not subject.draw("fabric-rd", 1, torch.zeros(30, 64, 64), subject.bed.splits(1))
 
 
