@@ -1,5 +1,6 @@
 """The engine: distillers, phases and the trainer around them."""
 
+from limbeck.engine.callbacks import Plateau
 from limbeck.engine.checkpoints import Interrupted
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.fit import History, fit
@@ -16,6 +17,7 @@ __all__ = [
     "OptimizerSettings",
     "PeerDistiller",
     "Phase",
+    "Plateau",
     "fit",
     "run_program",
 ]

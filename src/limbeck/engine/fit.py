@@ -16,7 +16,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from limbeck.data.loaders import TensorLoader
-from limbeck.engine.callbacks import KeepBest, Record, StopWhenDiverged, Validate
+from limbeck.engine.callbacks import KeepBest, Plateau, Record, StopWhenDiverged, Validate
 from limbeck.engine.checkpoints import SaveLast, WholeFiles, check_whole
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.peers import PeerDistiller
@@ -84,7 +84,8 @@ def fit(
             next batch and gives every process its share. A torch ``DataLoader`` resumes at the beginning of an epoch,
             so that checkpoints are written only there. Anything else gives every process the same batches.
         epochs, steps: how long; one of the two.
-        validate: gets the distiller in eval mode after every epoch and returns named numbers.
+        validate: gets the distiller in eval mode after every epoch, its student with the weights that forward passes
+            see, and returns named numbers.
         select: the validated name by which the best epoch's weights are kept; the last epoch's by default.
         out: folder of ``last.ckpt`` and ``log.jsonl``; nothing is written without it. A checkpoint that is there
             already is removed unless ``resume`` goes on from it.
@@ -111,7 +112,13 @@ def fit(
         last.unlink(missing_ok=True)
     resumed = check_whole(last) if last is not None and last.exists() else None
     best = KeepBest(select, higher=select_higher) if select else None
-    record = Record(folder, log_every, validate, best)
+    watchers: list[KeepBest | Plateau] = [
+        *([best] if best else []),
+        *(one for one in callbacks if isinstance(one, Plateau)),
+    ]
+    if len(watchers) > (best is not None) and validate is None:
+        raise UserError("callbacks", "a Plateau", "a validate function beside it")
+    record = Record(folder, log_every, validate, watchers)
     own: list[Callback] = [record, *([best] if best else [])]
     if stop_when_diverged:
         own.append(StopWhenDiverged(log_every))

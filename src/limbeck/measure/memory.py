@@ -8,6 +8,7 @@ had handed out at most.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import sys
 from collections.abc import Callable
@@ -112,6 +113,8 @@ def _child(
     try:
         if warmup is not None:
             warmup(*arguments)
+            # What the warm-up left in reference cycles (a trainer, its networks) is not the function's.
+            gc.collect()
         baseline = _restart_peak()
         function(*arguments)
         sender.send((_status("VmHWM"), baseline))

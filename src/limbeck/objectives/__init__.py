@@ -1,5 +1,6 @@
 """Objectives: what a student is trained to do, as parts that add and scale."""
 
+from limbeck.objectives.asking import ASK, AskTeacher
 from limbeck.objectives.base import Needs, Objective, Scaled, Sum, row_options, total
 from limbeck.objectives.contrastive import InfoNCE
 from limbeck.objectives.features import Cosine, FeatureMSE, FeatureObjective, SimilarityDistribution
@@ -9,9 +10,11 @@ from limbeck.objectives.supervised import Brier, CrossEntropy, TargetMSE
 from limbeck.objectives.text import parse_objective
 
 __all__ = [
+    "ASK",
     "DIST",
     "DKD",
     "KL",
+    "AskTeacher",
     "Brier",
     "Cosine",
     "CrossEntropy",
