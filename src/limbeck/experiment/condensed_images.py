@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,8 @@ def affordable(task: Task, *, samples: int = 1, soft: bool = False) -> int:
     """Stored images per class within the budget, each with ``samples`` labels if they are soft, else with one."""
     classes = task.bed.num_classes
     label = samples * classes * _SOFT if soft else 1
-    return (task.budget - 1) // (classes * (pixels(task)[0].numel() + label))
+    per_class: int = (task.budget - 1) // (classes * (pixels(task)[0].numel() + label))
+    return per_class
 
 
 def coreset(order: Order, task: Task) -> DistilledSet:
@@ -94,7 +96,7 @@ class ImageCondensation(CondensationExperiment):
 
     metric = "accuracy_convnet"
     per_class = 10
-    repeats = {"convnet": 2}
+    repeats: Mapping[str, int] = {"convnet": 2}
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
     pictured: tuple[str, ...] = ()
 

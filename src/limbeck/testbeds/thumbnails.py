@@ -84,8 +84,8 @@ class Thumbnails(Testbed):
         super().__init__(regime, size)
         plan = self.regimes[regime]
         # Enough to have a beginning and an end.
-        small = {"train": 400, "validation": 100, "test": 200, "experts": 2, "expert_steps": 6, "steps": 6}
-        self.plan = plan if size == "full" else replace(plan, **small)
+        small = replace(plan, train=400, validation=100, test=200, experts=2, expert_steps=6, steps=6)
+        self.plan = plan if size == "full" else small
 
     @property
     def num_classes(self) -> int:
