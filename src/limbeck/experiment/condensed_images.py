@@ -41,7 +41,8 @@ def affordable(task: Task, *, samples: int = 1, soft: bool = False) -> int:
     """Stored images per class within the budget, each with ``samples`` labels if they are soft, else with one."""
     classes = task.bed.num_classes
     label = samples * classes * _SOFT if soft else 1
-    return int((task.budget - 1) // (classes * (pixels(task)[0].numel() + label)))
+    per_class: int = (task.budget - 1) // (classes * (pixels(task)[0].numel() + label))
+    return per_class
 
 
 def coreset(order: Order, task: Task) -> DistilledSet:

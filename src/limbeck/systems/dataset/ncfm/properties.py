@@ -65,9 +65,8 @@ def _ncfm_step(images: SyntheticImages, network: ConvNet, real: Tensor) -> Calla
         with torch.no_grad():
             target = network.features(real).unflatten(0, (_CLASSES, -1))
         made = images()
-        match = distance(network.features(made).unflatten(0, (_CLASSES, -1)), target).sum()
-        loss: Tensor = 300 * match + cross_entropy(network(made), images.labels)
-        return loss
+        match: Tensor = distance(network.features(made).unflatten(0, (_CLASSES, -1)), target).sum()
+        return 300 * match + cross_entropy(network(made), images.labels)
 
     return step
 
