@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning import LightningModule, Trainer
@@ -21,6 +21,14 @@ from limbeck.nn.gather import share_buffers, sum_over_processes, world_size
 from limbeck.nn.mode import evaluating
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """What wants to see the validated numbers of every epoch."""
+
+    def look(self, values: Mapping[str, float], epoch: int, pl_module: LightningModule) -> None:
+        """``epoch`` counts from 1; the Trainer is ``pl_module.trainer``."""
 
 
 class KeepBest(Callback):
@@ -147,14 +155,10 @@ class Record(Callback):
     """
 
     def __init__(
-        self,
-        folder: Path | None,
-        every: int,
-        validate: Validate | None = None,
-        watchers: Sequence[KeepBest | Plateau] = (),
+        self, folder: Path | None, every: int, validate: Validate | None = None, judges: Sequence[Judge] = ()
     ) -> None:
         self.path = folder / "log.jsonl" if folder is not None else None
-        self.every, self.validate, self.watchers = every, validate, watchers
+        self.every, self.validate, self.judges = every, validate, judges
         self.lines: list[dict[str, float]] = []
         self._file: Any = None
         self._started = 0.0
@@ -195,8 +199,8 @@ class Record(Callback):
         # Validation draws nothing from the generators that training will go on with.
         with evaluating(pl_module), torch.no_grad(), torch.random.fork_rng(devices=[]), in_view():
             values = {name: float(value) for name, value in self.validate(pl_module).items()}
-        for watcher in self.watchers:
-            watcher.look(values, trainer.current_epoch + 1, pl_module)
+        for judge in self.judges:
+            judge.look(values, trainer.current_epoch + 1, pl_module)
         self._validation_seconds += time.perf_counter() - start
         line = {f"validation/{name}": value for name, value in values.items()}
         self._write({"step": pl_module.steps_done, "epoch": trainer.current_epoch + 1, **line})

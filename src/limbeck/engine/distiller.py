@@ -180,7 +180,7 @@ class Distiller(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = self.optimizer_settings.build(
-            self.parameters(), training_steps(self.trainer), fused=self.trainer.precision != "16-mixed"
+            self.named_parameters(), training_steps(self.trainer), fused=self.trainer.precision != "16-mixed"
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

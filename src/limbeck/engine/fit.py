@@ -16,10 +16,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from limbeck.data.loaders import TensorLoader
-from limbeck.engine.callbacks import KeepBest, Plateau, Record, StopWhenDiverged, Validate
+from limbeck.engine.callbacks import Judge, KeepBest, Record, StopWhenDiverged, Validate
 from limbeck.engine.checkpoints import SaveLast, WholeFiles, check_whole
 from limbeck.engine.distiller import Distiller
-from limbeck.engine.peers import PeerDistiller
+from limbeck.engine.players import Players
 from limbeck.errors import UserError
 
 
@@ -77,7 +77,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     **trainer: Any,
 ) -> History:
-    """Train a :class:`Distiller` or :class:`PeerDistiller`.
+    """Train a :class:`Distiller`, a :class:`PeerDistiller` or any other :class:`Players`.
 
     Args:
         train: a loader of batches. A :class:`~limbeck.data.TensorLoader` begins at its epoch 0, resumes at the very
@@ -94,6 +94,7 @@ def fit(
         progress: a bar, or a callback that shows one.
         checkpoint_seconds: time between two checkpoints inside an epoch.
         gradient_clip: largest norm of the gradient.
+        callbacks: Lightning's; one with a method ``look`` (:class:`~limbeck.engine.Plateau`) sees every validation.
         stop_when_diverged: raise when the loss and the weights are no longer finite, seen every ``log_every`` steps.
         trainer: anything else that Lightning's Trainer takes (``devices``, ``strategy``, ``precision``, ``logger``).
 
@@ -112,13 +113,10 @@ def fit(
         last.unlink(missing_ok=True)
     resumed = check_whole(last) if last is not None and last.exists() else None
     best = KeepBest(select, higher=select_higher) if select else None
-    watchers: list[KeepBest | Plateau] = [
-        *([best] if best else []),
-        *(one for one in callbacks if isinstance(one, Plateau)),
-    ]
-    if len(watchers) > (best is not None) and validate is None:
-        raise UserError("callbacks", "a Plateau", "a validate function beside it")
-    record = Record(folder, log_every, validate, watchers)
+    judges = [callback for callback in ([best] if best else []) + [*callbacks] if isinstance(callback, Judge)]
+    if judges and validate is None:
+        raise UserError("validate", "none", "a function that gives what the callbacks judge epochs by")
+    record = Record(folder, log_every, validate, judges)
     own: list[Callback] = [record, *([best] if best else [])]
     if stop_when_diverged:
         own.append(StopWhenDiverged(log_every))
@@ -131,9 +129,9 @@ def fit(
     random.seed(seed)
     if isinstance(train, TensorLoader):
         train.set_epoch(0)
-    if isinstance(distiller, (Distiller, PeerDistiller)):
+    if isinstance(distiller, (Distiller, Players)):
         distiller.build(_first(train, distiller))
-    if isinstance(distiller, PeerDistiller):
+    if isinstance(distiller, Players):
         # Lightning clips only where it takes the step itself.
         distiller.gradient_clip, gradient_clip = gradient_clip or distiller.gradient_clip, None
     settings = {"logger": False, "accelerator": "auto", "devices": 1, **trainer}
@@ -176,7 +174,7 @@ def _check(
         raise UserError("resume", "no output folder", "out=, the folder of the run to go on with")
 
 
-def _first(train: Iterable[Any], distiller: Distiller | PeerDistiller) -> Any:
+def _first(train: Iterable[Any], distiller: Distiller | Players) -> Any:
     """The first batch, on the student's device, without moving the loader's position."""
     if isinstance(train, Iterator):
         raise UserError("train", type(train).__name__, "a loader that begins anew for every epoch")

@@ -87,8 +87,8 @@ class CondensationExperiment(Experiment):
     def budget(self, train: Split) -> int:
         """Most bytes of a distilled set: as much as ``plan.per_class`` average training samples of every class."""
         per_sample: float = self.pack(train).bytes / len(train)
-        samples: float = self.bed.plan.per_class * self.bed.num_classes
-        return round(samples * per_sample)
+        most: int = round(self.bed.plan.per_class * self.bed.num_classes * per_sample)
+        return most
 
     def run(self, arm: str, seed: int) -> Outcome:
         splits, chosen = self.bed.splits(seed), self.arms[arm]

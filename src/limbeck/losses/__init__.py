@@ -36,6 +36,7 @@ from limbeck.losses.features import (
     cosine_distance,
     huber,
     mse,
+    normalised_l1,
     normalised_mse,
     smooth_l1,
     unit_vectors,
@@ -51,6 +52,7 @@ from limbeck.losses.relations import (
     similarity_distribution,
     similarity_preserving,
 )
+from limbeck.losses.score import denoising, score_identity, toward_target
 from limbeck.losses.squared import brier, probability_mse
 from limbeck.losses.transport import SinkhornPlan, class_transport, sinkhorn_distance, sinkhorn_plan
 from limbeck.losses.vocabulary import linear_cross_entropy, linear_divergence, linear_sparse_divergence
@@ -71,6 +73,7 @@ __all__ = [
     "crd_log_normaliser",
     "cross_entropy",
     "decoupled_kd",
+    "denoising",
     "dist",
     "dist_inter",
     "dist_intra",
@@ -91,6 +94,7 @@ __all__ = [
     "margin_mse",
     "mean_discrepancy",
     "mse",
+    "normalised_l1",
     "normalised_mse",
     "nt_xent",
     "pairwise_logistic",
@@ -101,6 +105,7 @@ __all__ = [
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
+    "score_identity",
     "self_attention_relations",
     "similarity_distribution",
     "similarity_preserving",
@@ -116,5 +121,6 @@ __all__ = [
     "standardised_kl",
     "supervised_contrastive",
     "total_variation",
+    "toward_target",
     "unit_vectors",
 ]

@@ -18,7 +18,7 @@ from limbeck.testbeds.images import ImageTestbed, Pool, Regime
 from limbeck.testbeds.recipe import Recipe
 
 _ARTEFACT = "dataset-fashion-mnist"
-_MEAN, _DEVIATION = 0.286, 0.353
+MEAN, DEVIATION = 0.286, 0.353
 
 _LONG = Recipe(epochs=10)
 
@@ -133,7 +133,7 @@ class FashionMNIST(ImageTestbed):
             turned = torch.stack([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
             images = turned[turns, torch.arange(len(images))]
             images = torch.where(inverted.view(-1, 1, 1, 1) == 1, 1 - images, images)
-        return (images - _MEAN) / _DEVIATION
+        return (images - MEAN) / DEVIATION
 
     def label(self, labels: Tensor, ids: Tensor) -> Tensor:
         """The clothing, or clothing x rotation x polarity."""

@@ -13,8 +13,10 @@ from torch import Tensor
 from limbeck.condensation import DistilledSet, TooManyItemsets
 from limbeck.data.computation_trees import ComputationTrees
 from limbeck.data.graphs import Graph, collate
+from limbeck.data.split import Split
 from limbeck.errors import UserError
 from limbeck.experiment import Exact
+from limbeck.experiment.condensation import packed
 from limbeck.models.graphs import GraphNetwork
 from limbeck.systems.graphs.mirage import experiment, properties
 from limbeck.systems.graphs.mirage.budget import Shares
@@ -86,7 +88,7 @@ def test_a_distilled_root_has_the_embedding_of_a_real_node(kind: str) -> None:
 
 
 def test_the_class_filter_drops_what_two_classes_have() -> None:
-    thresholds = {0: 8, 1: 8}
+    thresholds = {0: 4, 1: 4}
     every = Mirage(1, thresholds=thresholds, class_filter=False).fit(GRAPHS, TARGET).itemsets_
     kept = Mirage(1, thresholds=thresholds).fit(GRAPHS, TARGET).itemsets_
     both = set(every[0]) & set(every[1])
@@ -232,6 +234,8 @@ def test_a_distilled_set_goes_to_a_file_and_back(tmp_path: Path) -> None:
 def test_the_exact_claims_hold_on_the_real_data() -> None:
     assert properties.distinct_trees() == 0
     assert properties.skew() == 0
+    assert properties.size_shortfall() == 0
+    assert properties.size_shortfall(0.95) > 0, "the check can fail"
     assert properties.skew(0.02) > 0.2, "the check can fail"
     assert properties.root_error("gin") < 1e-5
     assert properties.root_error("gcn", 1) < 1e-5
@@ -257,17 +261,23 @@ def test_what_is_pooled_is_measured_and_test_graphs_can_be_pooled_as_sets() -> N
     found = experiment.Cuneiform("smoke")
     splits = found.bed.splits(0)
     task = experiment.Task(splits.train, found.budget(splits.train), 0, found.bed)
-    whole = found.measure("full", experiment.packed(splits.train), task)["pooled_nodes"]
+    whole = found.measure("full", packed(splits.train), task)["pooled_nodes"]
     assert whole == pytest.approx(sum(map(len, splits.train.input)) / len(splits.train))
     pooled = {name: found.measure(name, found.arms[name].setting(task), task) for name in ("mirage", "mirage-multiset")}
     assert pooled["mirage"]["pooled_nodes"] < pooled["mirage-multiset"]["pooled_nodes"] <= 1.5 * whole
+    whole_set = experiment.GraphExperiment.measure(found, "full", packed(splits.train), task)
+    assert whole_set["size_agreement"] == pytest.approx(1)
+    inverted = [path([1] * (3 if label else 9)) for label in range(2)]
+    task_of_two = experiment.Task(Split(inverted, torch.tensor([0, 1]), torch.arange(2)), 0, 0, found.bed)
+    wrong = DistilledSet.of(inverted, torch.tensor([1, 0]))
+    assert found.measure("full", wrong, task_of_two)["size_agreement"] == pytest.approx(-1)
     assert found.tested("mirage", splits.test) is splits.test
     once = found.tested("mirage-sets-tested", splits.test)
     trees = ComputationTrees(found.bed.plan.layers)
     for graph, pools in zip(splits.test.input, (one.pool for one in once.input), strict=True):
         assert float(pools.sum()) == pytest.approx(len(set(trees.roots(graph))))
     deeper = found.arms["mirage-multiset-deeper"].setting(task)
-    assert deeper.bytes <= task.budget
+    assert task.budget < deeper.bytes <= 3 * task.budget, "deeper trees of all classes do not fit the others' bytes"
 
 
 def test_pictures_are_small_and_of_the_first_seed() -> None:
@@ -278,4 +288,4 @@ def test_pictures_are_small_and_of_the_first_seed() -> None:
     assert sum(map(len, outcome.pictures.values())) < 40_000
     assert outcome.metrics["set_bytes"] <= found.budget(found.bed.splits(0).train)
     train = found.bed.splits(0).train
-    assert not found.draw("random", experiment.packed(train), experiment.Task(train, 800, 0, found.bed))
+    assert not found.draw("random", packed(train), experiment.Task(train, 800, 0, found.bed))

@@ -172,8 +172,8 @@ def dq(bits: int, *, start: str = "quantiles", allocated: bool = True) -> Callab
     return make
 
 
-def qd_and_dq(bits: int, **options: bool) -> Callable[[Task], Made]:
-    """The mixed mode; ``options`` are ``annealed`` and ``taught_points``."""
+def qd_and_dq(bits: int, *, annealed: bool = False, taught_points: bool = False) -> Callable[[Task], Made]:
+    """The mixed mode."""
 
     def make(task: Task) -> Made:
         distiller = mixed(
@@ -185,7 +185,8 @@ def qd_and_dq(bits: int, **options: bool) -> Callable[[Task], Made]:
             optimizer=task.optimizer,
             point_optimizer=task.experiment.point_optimizer,
             seed=1000 * task.seed,
-            **options,
+            annealed=annealed,
+            taught_points=taught_points,
             accelerator="cpu",
         )
         return task.file(packed(distiller))
