@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.data.split import Split
 from limbeck.errors import UserError, require
 
 Attributes = tuple[int, ...]
@@ -77,6 +78,18 @@ def undirected(graph: Graph) -> bool:
     forth = sorted(zip(*graph.edges.tolist(), graph.edge_labels.tolist()))
     back = sorted(zip(*graph.edges.flip(0).tolist(), graph.edge_labels.tolist()))
     return forth == back and not bool((graph.edges[0] == graph.edges[1]).any())
+
+
+def graphs_of(split: Split) -> list[Graph]:
+    """The samples of a split of graphs.
+
+    Raises:
+        UserError: they are something else.
+    """
+    found = [one for one in split.input if isinstance(one, Graph)]
+    if len(found) != len(split):
+        raise UserError("samples", type(split.input).__name__, "graphs")
+    return found
 
 
 class LabelTable:

@@ -80,7 +80,8 @@ class CondensationExperiment(Experiment):
     def budget(self, train: Split) -> int:
         """Most bytes of a distilled set: as much as ``plan.per_class`` average training samples of every class."""
         per_sample = packed(train).bytes / len(train)
-        return round(self.bed.plan.per_class * self.bed.num_classes * per_sample)
+        samples: float = self.bed.plan.per_class * self.bed.num_classes
+        return round(samples * per_sample)
 
     def run(self, arm: str, seed: int) -> Outcome:
         splits, chosen = self.bed.splits(seed), self.arms[arm]

@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.condensation import DistilledSet, herding_order, k_center_order, random_order, select
 from limbeck.condensation.selection import Order
 from limbeck.data.computation_trees import tree_histograms
-from limbeck.data.graphs import Graph
+from limbeck.data.graphs import Graph, graphs_of
 from limbeck.data.split import Split
 from limbeck.experiment import Arm
 from limbeck.experiment.condensation import Task, packed
@@ -28,7 +28,7 @@ def everything(task: Task) -> Split:
 
 def coreset(order: Order, task: Task) -> DistilledSet:
     """Real graphs within the budget, ranked by their Weisfeiler-Leman histograms."""
-    features = tree_histograms(task.train.input, task.bed.plan.layers, least_graphs=2)
+    features = tree_histograms(graphs_of(task.train), task.bed.plan.layers, least_graphs=2)
     features = features / features.norm(dim=1, keepdim=True).clamp_min(1e-9)
 
     def size(rows: Sequence[int]) -> int:
@@ -53,7 +53,7 @@ def mirage(task: Task, *, shuffled: bool = False, deeper: int = 0, times: int = 
     if shuffled:
         labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(task.seed))]
     hops = task.bed.plan.layers + deeper
-    return Mirage(hops, budget=times * task.budget, **options).fit_transform(task.train.input, labels)
+    return Mirage(hops, budget=times * task.budget, **options).fit_transform(graphs_of(task.train), labels)
 
 
 def mined(**options: Any) -> Callable[[Task], DistilledSet]:

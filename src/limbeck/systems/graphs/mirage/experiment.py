@@ -15,6 +15,7 @@ import torch
 
 from limbeck.condensation import DistilledSet
 from limbeck.data.computation_trees import ComputationTrees, counted_once, coverage
+from limbeck.data.graphs import graphs_of
 from limbeck.data.split import Split
 from limbeck.experiment import Arm, Claim, Exact
 from limbeck.experiment.condensation import CondensationExperiment, Task
@@ -96,7 +97,7 @@ class GraphExperiment(CondensationExperiment):
         if not self.arms[arm].options.get("counted_once", False):
             return test
         trees = ComputationTrees(self.bed.plan.layers)
-        return replace(test, input=[counted_once(graph, trees) for graph in test.input])
+        return replace(test, input=[counted_once(graph, trees) for graph in graphs_of(test)])
 
     def measure(self, arm: str, made: DistilledSet, task: Task) -> dict[str, float]:
         """``pooled_nodes``: how many nodes a sample's sum has on average, as samples are drawn. ``size_agreement``:
@@ -106,7 +107,7 @@ class GraphExperiment(CondensationExperiment):
         pooled, weight = pooled_nodes(made.samples), made.weight if weighted else None
         weight = torch.ones_like(pooled) if weight is None else weight.double()
         drawn = class_means(pooled, made.target.long(), weight)
-        nodes = pooled_nodes(task.train.input)
+        nodes = pooled_nodes(graphs_of(task.train))
         real_graphs = class_means(nodes, task.train.labels, torch.ones_like(nodes))
         both = [label for label in real_graphs if label in drawn]
         pairs = torch.tensor([[drawn[label] for label in both], [real_graphs[label] for label in both]])
@@ -119,7 +120,7 @@ class GraphExperiment(CondensationExperiment):
         if arm != self.pictured or task.seed != 0:
             return {}
         miner = self.arms[arm].setting.keywords
-        miner = Mirage(task.bed.plan.layers, budget=task.budget, **miner).fit(task.train.input, task.train.labels)
+        miner = Mirage(task.bed.plan.layers, budget=task.budget, **miner).fit(graphs_of(task.train), task.train.labels)
         rows = {
             f"class {label}, {len(miner.transactions_[label])} graphs": [
                 (f"support {support}", itemset) for itemset, support in list(sets.items())[:3]
@@ -140,7 +141,7 @@ class GraphExperiment(CondensationExperiment):
         shares, found = [step / 40 for step in range(1, 41)], {}
         for hops in (1, 2, 3):
             trees = ComputationTrees(hops)
-            counts = Counter(tree for graph in task.train.input for tree in trees.roots(graph))
+            counts = Counter(tree for graph in graphs_of(task.train) for tree in trees.roots(graph))
             name = f"{hops} hop{'s' if hops > 1 else ''}, {len(counts)} trees"
             found[name] = ([0.0, *shares], [0.0, *coverage(counts, shares)])
         return found

@@ -10,6 +10,7 @@ import torch
 
 from limbeck.condensation import train_fresh
 from limbeck.data.computation_trees import ComputationTrees, coverage
+from limbeck.data.graphs import graphs_of
 from limbeck.measure import auc
 from limbeck.models.graphs import GraphNetwork
 from limbeck.testbeds import load
@@ -77,7 +78,7 @@ def slower_than_training() -> float:
     def spent(work: str) -> float:
         start = time.process_time()
         if work == "distil":
-            Mirage(2, budget=800).fit_transform(list(train.input), train.labels)
+            Mirage(2, budget=800).fit_transform(graphs_of(train), train.labels)
         else:
             train_fresh(lambda: bed.network("gin"), train, bed.training)
         return time.process_time() - start
@@ -92,7 +93,7 @@ def missing_motifs() -> float:
     train = bed.splits(0).train
     counts = train.labels.bincount().tolist()
     miner = Mirage(TRUE_HOPS, thresholds={label: count // 20 for label, count in enumerate(counts)}, closed=True)
-    miner.fit(list(train.input), train.labels)
+    miner.fit(graphs_of(train), train.labels)
     truth = [(label, text) for label, texts in enumerate(true_trees(TRUE_HOPS)) for text in texts]
     found = {
         label: {miner.trees_.canonical(tree) for itemset in mined for tree in itemset}
