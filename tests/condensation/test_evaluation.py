@@ -104,3 +104,30 @@ def test_means_over_networks_and_each() -> None:
 def test_no_steps_are_refused() -> None:
     with pytest.raises(UserError, match="training: given steps 0"):
         train_fresh(NETWORKS["mlp"], blobs(8, 0), Training(steps=0))
+
+
+def test_several_fresh_networks_are_averaged() -> None:
+    data = blobs(12, 0)
+    short = Training(steps=2, batch_size=4)
+    found = evaluate(NETWORKS, data, blobs(40, 1), short, repeats={"mlp": 3})
+    alone = evaluate(NETWORKS, data, blobs(40, 1), short)
+    assert found["linear"] == alone["linear"]
+    assert found["mlp"]["nll"] != alone["mlp"]["nll"]
+    again = evaluate(NETWORKS, data, blobs(40, 1), short, repeats={"mlp": 3})
+    assert found == again
+
+
+def test_validation_chooses_the_epoch_and_test_samples_do_not() -> None:
+    data, held_out = blobs(40, 0), blobs(40, 1)
+    # The labels are wrong, so that every epoch takes accuracy away.
+    wrong = Split(data.input, 1 - data.labels, data.id)
+    slow = OptimizerSettings(lr=1e-3, schedule="constant")
+    trainings = {steps: Training(steps=steps, batch_size=8, optimizer=slow) for steps in (50, 100, 150)}
+    found = {
+        steps: predictions(train_fresh(NETWORKS["mlp"], wrong, one, seed=2), held_out)
+        for steps, one in trainings.items()
+    }
+    right = {steps: float((one.argmax(-1) == held_out.labels).double().mean()) for steps, one in found.items()}
+    assert right[50] > right[150]
+    chosen = train_fresh(NETWORKS["mlp"], wrong, trainings[150], seed=2, validation=held_out)
+    assert torch.equal(predictions(chosen, held_out), found[50])

@@ -1,4 +1,4 @@
-"""A loader for a handful of samples: epochs of any length, and draws by weight."""
+"""Loaders for a handful of samples (epochs of any length, draws by weight), and by class."""
 
 from __future__ import annotations
 
@@ -70,3 +70,48 @@ class WeightedLoader(TensorLoader):
 
     def _meaning(self) -> dict[str, int]:
         return {**super()._meaning(), "draws": self.draws}
+
+
+class ClassLoader(TensorLoader):
+    """Batches with equally many samples of every class, sorted by class: what a distiller compares with.
+
+    Inside a class a batch has no sample twice, unless the class has fewer than ``per_class``. The order is a pure
+    function of (seed, epoch) and resumes at the very next batch.
+
+    Args:
+        data: labelled samples.
+        per_class: samples of every class in a batch.
+        batches: of one epoch.
+    """
+
+    def __init__(self, data: Samples, per_class: int, *, batches: int = 50, seed: int = 0) -> None:
+        if data.target is None or per_class < 1 or batches < 1:
+            given = "no target" if data.target is None else f"per_class {per_class}, batches {batches}"
+            raise UserError("class loader", given, "labelled samples, and 1 or more")
+        self.members = [(data.target == one).nonzero().squeeze(-1) for one in data.target.unique()]
+        self.per_class, self.batches = per_class, batches
+        super().__init__(data, per_class * len(self.members), seed=seed)
+
+    def __len__(self) -> int:
+        """Batches of one epoch."""
+        return self.batches
+
+    def order(self, epoch: int) -> list[Tensor]:
+        """Positions of the samples of every batch of ``epoch``."""
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
+        return [torch.cat([self._draw(one, generator) for one in self.members]) for _ in range(self.batches)]
+
+    def set_rank(self, rank: int, world_size: int) -> None:
+        """One process alone: several each take classes of their own instead."""
+        if world_size > 1:
+            hint = "give every process a split with its share of the classes; the sets add up"
+            raise UserError("world_size", world_size, "1, since a batch is sorted by class", hint)
+        super().set_rank(rank, world_size)
+
+    def _draw(self, members: Tensor, generator: torch.Generator) -> Tensor:
+        if len(members) >= self.per_class:
+            return members[torch.randperm(len(members), generator=generator)[: self.per_class]]
+        return members[torch.randint(len(members), (self.per_class,), generator=generator)]
+
+    def _meaning(self) -> dict[str, int]:
+        return {**super()._meaning(), "batches": self.batches}

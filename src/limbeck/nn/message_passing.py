@@ -58,7 +58,8 @@ class GCNLayer(nn.Module):
         degree = 1 + gather_messages(values.new_ones(len(target)), target, len(values))
         scale = degree.rsqrt()
         messages = (at(moved, source) + edge_values) * (scale[source] * scale[target]).unsqueeze(-1)
-        return gather_messages(messages, target, len(values)) + moved / degree.unsqueeze(-1) + self.bias
+        mixed: Tensor = gather_messages(messages, target, len(values)) + moved / degree.unsqueeze(-1) + self.bias
+        return mixed
 
 
 class GATLayer(nn.Module):

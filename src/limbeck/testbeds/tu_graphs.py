@@ -158,7 +158,8 @@ class TUGraphs(Testbed):
         return Gate(tuple(Check(name, figures[name], low, high) for name, (low, high) in bounds.items()))
 
     def _gate_figures(self) -> dict[str, float]:
-        whole, few = list[float](), list[float]()
+        whole: list[float] = []
+        few: list[float] = []
         for seed in _GATE_SEEDS[: 1 if self.size == "smoke" else None]:
             splits = self.splits(seed)
             train, held_out = splits.train, splits.validation
