@@ -84,8 +84,10 @@ class FusionEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         initialise(self)
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
-        """Normed tokens ``[B, L, width]``; without ``image_tokens`` ``[B, N, image width]`` they are the text's alone."""
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, image_tokens: Tensor | None = None
+    ) -> Tensor:
+        """Normed tokens ``[B, L, width]``; without ``image_tokens`` ``[B, N, image width]`` the text's alone."""
         mask = None if attention_mask is None else attention_mask.bool()
         for block in self.blocks:
             tokens = block(tokens, mask, image_tokens)

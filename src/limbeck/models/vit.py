@@ -73,7 +73,9 @@ class ViT(nn.Module):
         self.tokens = (size // patch) ** 2
         self.convolutions = convolutions
         self.embedding: nn.Module = (
-            convolution_stem(in_channels, width, patch) if convolutions else nn.Linear(patch * patch * in_channels, width)
+            convolution_stem(in_channels, width, patch)
+            if convolutions
+            else nn.Linear(patch * patch * in_channels, width)
         )
         self.class_token = nn.Parameter(torch.zeros(width))
         self.register_buffer("positions", grid_positions(size // patch, width), persistent=False)
@@ -114,8 +116,8 @@ class ViTClassifier(nn.Module):
 
 
 def convolution_stem(channels: int, width: int, patch: int) -> nn.Sequential:
-    """Images ``[B, channels, H, W]`` to tokens ``[B, H W / patch^2, width]``: every layer halves the side, the first ones
-    are narrower."""
+    """Images ``[B, channels, H, W]`` to tokens ``[B, H W / patch^2, width]``: every layer halves the side, the
+    first ones are narrower."""
     layers: list[nn.Module] = []
     halvings = patch.bit_length() - 1
     for left in range(halvings - 1, -1, -1):

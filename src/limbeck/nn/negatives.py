@@ -44,9 +44,15 @@ def draw_negatives(
     if scores.dim() != 2:
         raise UserError("scores", list(scores.shape), "[B, C]")
     rows = torch.arange(len(scores), device=scores.device) if ids is None else ids
-    columns = (rows if ids is not None else torch.arange(scores.shape[1], device=scores.device)) if column_ids is None else column_ids
+    columns = (
+        (rows if ids is not None else torch.arange(scores.shape[1], device=scores.device))
+        if column_ids is None
+        else column_ids
+    )
     if rows.shape != scores.shape[:1] or columns.shape != scores.shape[1:]:
-        raise UserError("ids", f"{list(rows.shape)} and {list(columns.shape)}", f"one per row and column of {list(scores.shape)}")
+        raise UserError(
+            "ids", f"{list(rows.shape)} and {list(columns.shape)}", f"one per row and column of {list(scores.shape)}"
+        )
     negative = rows[:, None] != columns[None]
     found = negative.any(1)
     precise = torch.zeros_like(scores) if uniform else scores

@@ -13,6 +13,7 @@ TESTBEDS = {
     "cifar10": "cifar10:CIFAR10",
     "code_search": "code_search:CodeSearch",
     "digits": "digits:Digits",
+    "emoji_pairs": "emoji_pairs:EmojiPairs",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "gaussian_mixture": "gaussian_mixture:GaussianMixture",
     "manpages": "manpages:ManPages",

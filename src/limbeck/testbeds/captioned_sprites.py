@@ -36,21 +36,25 @@ MEAN, DEVIATION = 0.35, 0.3
 # Where the ids of each kind of scene begin, so that no two share a scene.
 _VALIDATION, _LABELLED, _TEACHER, _TEST = 100_000, 200_000, 400_000, 900_000
 
-_WORLD = SpriteWorld(
-    pixels=PIXELS, objects=(2, 2), side=(0.46, 0.5), spread=0.05, textures=1, clutter=0, noise=0.02
-)
+_WORLD = SpriteWorld(pixels=PIXELS, objects=(2, 2), side=(0.46, 0.5), spread=0.05, textures=1, clutter=0, noise=0.02)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the encoders: width of both, depth and heads of the image's, depth of the text's, width of the common space."""
+    """Of the networks: width of all, depths, heads, and the width of the common space."""
 
     width: int
     image_depth: int
     text_depth: int = 1
+    fusion_depth: int = 2
     heads: int = 2
     expansion: int = 2
     space: int = 32
+
+
+_STUDENT, _TEACHER_SIZES = Sizes(48, 2), Sizes(80, 3, heads=4)
+_NAMING = Recipe(epochs=5, batch_size=64, learning_rate=2e-3, weight_decay=0.05)
+_NAMING_WIDE = replace(_NAMING, learning_rate=1.5e-3)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,9 @@ class Contrast:
     epochs: int
     batch_size: int = 128
     optimizer: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(lr=1e-3, weight_decay=0.05, warmup=0.1, rates=(("*temperature", 0.1),))
+        default_factory=lambda: OptimizerSettings(
+            lr=1e-3, weight_decay=0.05, warmup=0.1, rates=(("*temperature", 0.1),)
+        )
     )
     version: int = 1
 
@@ -75,7 +81,7 @@ class Regime:
         train, validation, test: pairs.
         student, teacher: sizes of their encoders.
         labelled: scenes with one sprite that image encoders are pre-trained on. recipe, teacher_recipe: how.
-        teacher_train: pairs with true captions for the small CLIP, none of them a student's. contrast: how it is trained.
+        teacher_train: pairs with true captions for the small CLIP, none of them a student's. contrast: its training.
         bounds: of the gate.
     """
 
@@ -84,11 +90,11 @@ class Regime:
     train: int = 6400
     validation: int = 500
     test: int = 1000
-    student: Sizes = Sizes(48, 2)
-    teacher: Sizes = Sizes(80, 3, heads=4)
+    student: Sizes = _STUDENT
+    teacher: Sizes = _TEACHER_SIZES
     labelled: int = 20000
-    recipe: Recipe = Recipe(epochs=5, batch_size=64, learning_rate=2e-3, weight_decay=0.05)
-    teacher_recipe: Recipe = Recipe(epochs=5, batch_size=64, learning_rate=1.5e-3, weight_decay=0.05)
+    recipe: Recipe = _NAMING
+    teacher_recipe: Recipe = _NAMING_WIDE
     teacher_train: int = 20000
     contrast: Contrast = Contrast(epochs=6)
     bounds: Mapping[str, tuple[float, float]] = field(
@@ -173,7 +179,13 @@ class CaptionedSprites(Testbed):
             found = world.scenes(torch.arange(start, start + count), "test" if part == "test" else "train")
             return {name: getattr(found, name) for name in found.__dataclass_fields__}
 
-        content = {"world": asdict(world), "ids": [start, count], "part": part, "data": self.data_hashes(), "version": 1}
+        content = {
+            "world": asdict(world),
+            "ids": [start, count],
+            "part": part,
+            "data": self.data_hashes(),
+            "version": 1,
+        }
         return Scenes(**kept_tensors(f"{self.name}-{part}", content, draw))
 
     def true(self, part: str) -> list[str]:
@@ -194,16 +206,26 @@ class CaptionedSprites(Testbed):
     def image_encoder(self, sizes: Sizes) -> ViT:
         """An untrained one."""
         return ViT(
-            PIXELS, PATCH, sizes.width, sizes.image_depth, sizes.heads, in_channels=3, expansion=sizes.expansion,
+            PIXELS,
+            PATCH,
+            sizes.width,
+            sizes.image_depth,
+            sizes.heads,
+            in_channels=3,
+            expansion=sizes.expansion,
             convolutions=True,
         )
 
     def pretrained(self, sizes: Sizes, recipe: Recipe) -> ViT:
         """An image encoder that was trained to name single sprites, made once and kept."""
         content = {
-            "sizes": asdict(sizes), "recipe": asdict(recipe), "data": self.data_hashes(), "labelled": self.plan.labelled,
-            "world": asdict(_WORLD), "network": repr(self.image_encoder(sizes)),
-        }  # fmt: skip
+            "sizes": asdict(sizes),
+            "recipe": asdict(recipe),
+            "data": self.data_hashes(),
+            "labelled": self.plan.labelled,
+            "world": asdict(_WORLD),
+            "network": repr(self.image_encoder(sizes)),
+        }
         made: Any = kept_weights(
             f"{self.name}-pretrained",
             content,
@@ -223,7 +245,7 @@ class CaptionedSprites(Testbed):
                 TextEncoder(words, width, sizes.text_depth, length=LENGTH, **options),
                 nn.Linear(width, sizes.space),
                 nn.Linear(width, sizes.space),
-                fusion=FusionEncoder(width, 1, image_width=width, **options) if fusion else None,
+                fusion=FusionEncoder(width, sizes.fusion_depth, image_width=width, **options) if fusion else None,
                 words=nn.Linear(width, words) if fusion else None,
             )
 
@@ -244,16 +266,20 @@ class CaptionedSprites(Testbed):
             classifier: Any = self.pretrained(plan.teacher, plan.teacher_recipe)
             model.image.load_state_dict(classifier.encoder.state_dict())
             objective = InfoNCE("temperature", query="image", document="text", ids="target")
-            loader = TensorLoader(self._pairs("teacher", self.true("teacher")), plan.contrast.batch_size, drop_last=True)
+            loader = TensorLoader(
+                self._pairs("teacher", self.true("teacher")), plan.contrast.batch_size, drop_last=True
+            )
             distiller = Distiller(model, objective, optimizer=plan.contrast.optimizer)
             fit(distiller, loader, epochs=plan.contrast.epochs, accelerator="cpu")
             return distiller.finish()
 
-        content = {"plan": repr((plan.teacher, plan.teacher_recipe, plan.contrast, plan.teacher_train)),
-                   "data": self.data_hashes(), "world": asdict(_WORLD), "network": repr(self.dual_encoder(plan.teacher, 0))}  # fmt: skip
-        made = kept_weights(
-            f"{self.name}-clip", content, build=lambda: self.dual_encoder(plan.teacher, 0), make=make
-        )
+        content = {
+            "plan": repr((plan.teacher, plan.teacher_recipe, plan.contrast, plan.teacher_train)),
+            "data": self.data_hashes(),
+            "world": asdict(_WORLD),
+            "network": repr(self.dual_encoder(plan.teacher, 0)),
+        }
+        made = kept_weights(f"{self.name}-clip", content, build=lambda: self.dual_encoder(plan.teacher, 0), make=make)
         return made  # type: ignore[return-value]
 
     # Figures.

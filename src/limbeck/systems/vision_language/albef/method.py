@@ -47,7 +47,7 @@ class Pairs(NamedTuple):
 
 
 class ALBEF(Players):
-    """Pre-training of a :class:`~limbeck.models.vision_language.VisionLanguage` network, for :func:`limbeck.engine.fit`.
+    """Pre-training of a :class:`~limbeck.models.vision_language.VisionLanguage`, for :func:`limbeck.engine.fit`.
 
     A batch holds ``input`` (``pixel_values``, ``input_ids``, ``attention_mask``), ``id``, and, where the network has a
     language head, ``corrupted_ids`` and ``word_labels`` of :class:`~limbeck.data.words.MaskWords`. ``target``, where
