@@ -41,8 +41,8 @@ _NAMING = Recipe(epochs=30, learning_rate=2e-3, weight_decay=0.05, label_smoothi
 
 @dataclass(frozen=True)
 class Regime:
-    """Concepts of each part, the networks, the pre-training of their image encoder (``recipe``), and that of the teacher,
-    a small CLIP on the same pairs."""
+    """Concepts of each part, the networks, the pre-training of their image encoder (``recipe``), and the training of
+    the teacher, a small CLIP on the same pairs."""
 
     about: str
     train: int = 1400

@@ -228,7 +228,7 @@ class RealPairs(PairsExperiment):
     testbed = "emoji_pairs:plain"
     arms = chosen("none", "average", "mod", "shuffled")
     claims = REAL
-    epochs = 8
+    epochs = 5
 
     def asked(self, ids: Tensor) -> Tensor:
         """Every word that the vocabulary has."""

@@ -57,7 +57,7 @@ class ALBEF(Players):
         model: two encoders with projections; fusion (matching) and language head are used if it has them.
         momentum: m. queue: places of each queue. width: of the common space.
         contrastive_alpha, language_alpha: final share of the momentum model in each target; 0 is no MoD there.
-        ramp: steps over which the shares rise from 0 (the first epoch's).
+        ramp: steps over which the shares rise from 0 (the first epoch's); 0 for no rise.
         align: whether there is L_ita. hard: negatives by similarity, or any other of the batch.
         released_truth: one positive per row, as the released pre-training has it, duplicates or not.
     """
@@ -183,4 +183,4 @@ class ALBEF(Players):
 
     def ramped(self, alpha: float) -> float:
         """The share in force at this step."""
-        return alpha * min(1.0, self.steps_done / max(self.ramp, 1))
+        return alpha * (min(1.0, self.steps_done / self.ramp) if self.ramp else 1.0)
