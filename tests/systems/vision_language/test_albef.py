@@ -294,11 +294,11 @@ def test_it_learns_pairs_through_fit() -> None:
     data["input"]["pixel_values"] = data["input"]["pixel_values"].float()
     albef = ALBEF(
         network().float(), width=SPACE, ramp=3, queue=10, momentum=0.9,
-        optimizer=OptimizerSettings(lr=1e-2), contrastive_alpha=0.2,
+        optimizer=OptimizerSettings(lr=3e-3), contrastive_alpha=0.2,
     )  # fmt: skip
     loader = TensorLoader(data, 5, transform=MaskWords(WORDS, 0.3))
     # A last batch of two, and a queue that no batch divides.
-    fit(albef, loader, epochs=40, accelerator="cpu")
+    fit(albef, loader, epochs=100, accelerator="cpu")
     with torch.no_grad():
         out = albef.model(**data["input"])
     assert ((out["image"] @ out["text"].mT).argmax(1) == torch.arange(12)).double().mean() > 0.6
