@@ -1,5 +1,6 @@
 """The engine: distillers, phases and the trainer around them."""
 
+from limbeck.engine.alternation import Alternation, Form, Turn
 from limbeck.engine.checkpoints import Interrupted
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.fit import History, fit
@@ -9,13 +10,16 @@ from limbeck.engine.peers import PeerDistiller
 from limbeck.engine.program import Phase, run_program
 
 __all__ = [
+    "Alternation",
     "Distiller",
+    "Form",
     "Generations",
     "History",
     "Interrupted",
     "OptimizerSettings",
     "PeerDistiller",
     "Phase",
+    "Turn",
     "fit",
     "run_program",
 ]

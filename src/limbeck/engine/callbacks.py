@@ -81,14 +81,22 @@ class StopWhenDiverged(Callback):
 class Record(Callback):
     """The local log: losses every ``every`` steps and validation after each epoch, in memory and as JSON lines.
 
+    With ``validate_every`` there is validation inside an epoch too, every so many steps.
+
     On resume the lines behind the checkpoint's step are dropped, since those steps are taken again.
     """
 
     def __init__(
-        self, folder: Path | None, every: int, validate: Validate | None = None, best: KeepBest | None = None
+        self,
+        folder: Path | None,
+        every: int,
+        validate: Validate | None = None,
+        best: KeepBest | None = None,
+        validate_every: int | None = None,
     ) -> None:
         self.path = folder / "log.jsonl" if folder is not None else None
         self.every, self.validate, self.best = every, validate, best
+        self.validate_every, self._validated = validate_every, 0
         self.lines: list[dict[str, float]] = []
         self._file: Any = None
         self._started = 0.0
@@ -119,11 +127,19 @@ class Record(Callback):
         # Under gradient accumulation most batches do not end a step.
         if step and step % self.every == 0 and (not self.lines or self.lines[-1]["step"] < step):
             self._write({"step": step, "epoch": trainer.current_epoch, **_over_processes(pl_module.latest_terms)})
+        # The last step of an epoch is validated at its end.
+        if self.validate_every and step and step % self.validate_every == 0 and not trainer.is_last_batch:
+            self._look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._look(trainer, pl_module)
+
+    def _look(self, trainer: Trainer, pl_module: Any) -> None:
+        """Validate, once per step."""
         share_buffers(pl_module)
-        if self.validate is None:
+        if self.validate is None or self._validated == pl_module.steps_done:
             return
+        self._validated = pl_module.steps_done
         start = time.perf_counter()
         # Validation draws nothing from the generators that training will go on with.
         with evaluating(pl_module), torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -64,6 +64,7 @@ def fit(
     epochs: int | None = None,
     steps: int | None = None,
     validate: Validate | None = None,
+    validate_every: int | None = None,
     select: str | None = None,
     select_higher: bool = True,
     out: Path | str | None = None,
@@ -85,7 +86,9 @@ def fit(
             so that checkpoints are written only there. Anything else gives every process the same batches.
         epochs, steps: how long; one of the two.
         validate: gets the distiller in eval mode after every epoch and returns named numbers.
-        select: the validated name by which the best epoch's weights are kept; the last epoch's by default.
+        validate_every: validate every so many steps too.
+        select: the validated name by which the best epoch's weights are kept, or the best validated step's; the last
+            epoch's by default.
         out: folder of ``last.ckpt`` and ``log.jsonl``; nothing is written without it. A checkpoint that is there
             already is removed unless ``resume`` goes on from it.
         resume: go on from ``out/last.ckpt`` if it is there.
@@ -101,7 +104,7 @@ def fit(
 
     With several processes the loss, its gradients and the log are those of the global batch.
     """
-    _check(epochs, steps, select, validate, out, resume)
+    _check(epochs, steps, select, validate, validate_every, out, resume)
     folder = Path(out) if out is not None else None
     last = folder / "last.ckpt" if folder is not None else None
     if folder is not None:
@@ -111,7 +114,7 @@ def fit(
         last.unlink(missing_ok=True)
     resumed = check_whole(last) if last is not None and last.exists() else None
     best = KeepBest(select, higher=select_higher) if select else None
-    record = Record(folder, log_every, validate, best)
+    record = Record(folder, log_every, validate, best, validate_every)
     own: list[Callback] = [record, *([best] if best else [])]
     if stop_when_diverged:
         own.append(StopWhenDiverged(log_every))
@@ -156,11 +159,17 @@ def fit(
 
 
 def _check(
-    epochs: int | None, steps: int | None, select: str | None, validate: Validate | None, out: object, resume: bool
+    epochs: int | None,
+    steps: int | None,
+    select: str | None,
+    validate: Validate | None,
+    validate_every: int | None,
+    out: object,
+    resume: bool,
 ) -> None:
     if (epochs is None) == (steps is None):
         raise UserError("epochs", f"epochs={epochs}, steps={steps}", "exactly one of epochs and steps")
-    for name, value in (("epochs", epochs), ("steps", steps)):
+    for name, value in (("epochs", epochs), ("steps", steps), ("validate_every", validate_every)):
         if value is not None and value < 1:
             raise UserError(name, value, "1 or more")
     if select and validate is None:

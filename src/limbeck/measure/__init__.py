@@ -28,6 +28,7 @@ from limbeck.measure.cost import (
 )
 from limbeck.measure.fidelity import agreement, cka, cosine, fidelity_summary, js, kl, neighbour_overlap
 from limbeck.measure.memory import PeakMemory, peak_memory
+from limbeck.measure.pairs import pair_quality
 from limbeck.measure.quality import auc, classification, language_modelling, perplexity, regression, retrieval
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "latency",
     "neighbour_overlap",
     "nll",
+    "pair_quality",
     "parameters",
     "peak_memory",
     "perplexity",

@@ -5,6 +5,7 @@ from limbeck.objectives.contrastive import InfoNCE
 from limbeck.objectives.features import Cosine, FeatureMSE, FeatureObjective, SimilarityDistribution
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
+from limbeck.objectives.scores import ScoreBCE, ScoreMSE, ScoreObjective
 from limbeck.objectives.supervised import Brier, CrossEntropy, TargetMSE
 from limbeck.objectives.text import parse_objective
 
@@ -25,6 +26,9 @@ __all__ = [
     "ProbabilityMSE",
     "ReverseKL",
     "Scaled",
+    "ScoreBCE",
+    "ScoreMSE",
+    "ScoreObjective",
     "SimilarityDistribution",
     "Sum",
     "TargetMSE",

@@ -14,6 +14,7 @@ TESTBEDS = {
     "digits": "digits:Digits",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "manpages": "manpages:ManPages",
+    "sentence_pairs": "sentence_pairs:SentencePairs",
     "small_diffusion": "small_diffusion:SmallDiffusion",
     "tu_graphs": "tu_graphs:TUGraphs",
 }

