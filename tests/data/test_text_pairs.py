@@ -35,6 +35,8 @@ def test_a_line_that_is_no_pair_is_named(tmp_path: Path, name: str, line: str) -
 
 
 def test_empty_and_repeated_pairs_are_dropped_and_counted_and_long_ones_counted() -> None:
-    found = clean_pairs([*PAIRS, ("a dog", " a  cat "), ("", "a dog"), ("a b c d", "e"), ("x", "x"), ("x", "x")], long=3)
+    found = clean_pairs(
+        [*PAIRS, ("a dog", " a  cat "), ("", "a dog"), ("a b c d", "e"), ("x", "x"), ("x", "x")], long=3
+    )
     assert found.pairs == [*PAIRS, ("a b c d", "e"), ("x", "x")]
     assert found.counts() == {"pairs": 4, "empty": 1, "repeated": 2, "long": 1}

@@ -37,6 +37,13 @@ def test_the_same_texts_give_the_same_pieces_in_every_process(tmp_path: Path) ->
     assert open_word_pieces(tmp_path / "first").get_vocab() == word_pieces(TEXTS, 60).get_vocab()
 
 
+def test_inner_letters_are_pieces_and_no_special_tokens() -> None:
+    tokenizer = word_pieces(TEXTS, 60)
+    assert set(tokenizer.all_special_tokens) == set(SPECIAL)
+    assert tokenizer.decode(tokenizer("cat sofa city")["input_ids"], skip_special_tokens=True) == "cat sofa city"
+    assert "##a" not in tokenizer.tokenize("##a")
+
+
 def test_a_vocabulary_needs_room() -> None:
     with pytest.raises(UserError, match="size"):
         word_pieces(TEXTS, 5)

@@ -96,7 +96,7 @@ class Record(Callback):
     ) -> None:
         self.path = folder / "log.jsonl" if folder is not None else None
         self.every, self.validate, self.best = every, validate, best
-        self.validate_every, self._validated = validate_every, 0
+        self.validate_every = validate_every
         self.lines: list[dict[str, float]] = []
         self._file: Any = None
         self._started = 0.0
@@ -135,11 +135,9 @@ class Record(Callback):
         self._look(trainer, pl_module)
 
     def _look(self, trainer: Trainer, pl_module: Any) -> None:
-        """Validate, once per step."""
         share_buffers(pl_module)
-        if self.validate is None or self._validated == pl_module.steps_done:
+        if self.validate is None:
             return
-        self._validated = pl_module.steps_done
         start = time.perf_counter()
         # Validation draws nothing from the generators that training will go on with.
         with evaluating(pl_module), torch.no_grad(), torch.random.fork_rng(devices=[]):

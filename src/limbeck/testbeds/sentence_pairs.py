@@ -20,7 +20,7 @@ from limbeck.data.artefacts import artefact, fetch
 from limbeck.data.split import Split, Splits
 from limbeck.data.views import epoch_seed
 from limbeck.errors import UserError
-from limbeck.models.pairs import Pair, pair_scores, with_body
+from limbeck.models.pairs import Pair, pair_scores, transfer_body, with_body
 from limbeck.models.sentence import SentenceEncoder
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
 from limbeck.testbeds.recipe import frozen, kept_numbers, kept_weights, seeded
@@ -92,10 +92,10 @@ class SentencePairs(Testbed):
         count = plan.pool - (plan.test if plan.transductive else 0)
         drawn = _draw(self._taxonomy, self._free, count, random.Random(epoch_seed(seed, 1)))
         pool = [*(held["test"] if plan.transductive else ()), *drawn]
-        ids = torch.arange(len(pool)) + 10_000_000
+        ids = torch.arange(len(pool)) + 900_000
         parts = [
             Split(self._texts(held[part]), self._grades(held[part]), torch.arange(len(held[part])) + start)
-            for part, start in (("validation", 100_000), ("test", 200_000))
+            for part, start in (("validation", 300_000), ("test", 600_000))
         ]
         return Splits(Split(self._texts(pool), None, ids), *parts)
 
@@ -125,14 +125,17 @@ class SentencePairs(Testbed):
     def plain(self, name: str = "first") -> SentenceEncoder:
         """The language model before SimCSE, frozen, as a sentence encoder."""
         shape, recipe = self._recipe(name)
-        tokenizer = self.tokenizer(shape)
-        model: Any = kept_weights(
-            f"{self.name}-mlm-{name}",
-            self._content(name),
-            lambda: seeded(lambda: language_model(shape, tokenizer), recipe.seed),
-            lambda fresh: train_mlm(fresh, tokenizer, self._lines, recipe),
-        )
-        return frozen(with_body(self._empty(shape, recipe), model))  # type: ignore[return-value]
+
+        def make(model: nn.Module) -> nn.Module:
+            tokenizer = self.tokenizer(shape)
+            learner = seeded(lambda: language_model(shape, tokenizer), recipe.seed)
+            # What guesses words has done its part.
+            transfer_body(train_mlm(learner, tokenizer, self._lines, recipe), model)
+            return model
+
+        found = kept_weights(f"{self.name}-mlm-{name}", self._content(name), lambda: self._empty(shape, recipe), make)
+        assert isinstance(found, SentenceEncoder)
+        return found
 
     def tokenizer(self, shape: Shape) -> Any:
         """The word-piece tokenizer of the pretraining texts."""
@@ -157,6 +160,7 @@ class SentencePairs(Testbed):
         """The same of scores ``[N]``."""
         from limbeck.measure import pair_quality
 
+        # Pairs were drawn in turn, and every part's ids begin at a multiple of three.
         near = (split.id % len(KINDS) == KINDS.index("near")).float()
         graded, binary = pair_quality(scores, split.labels), pair_quality(scores, near, "binary")
         return {**graded, "auc": binary["auc"]}

@@ -23,7 +23,7 @@ from limbeck.sources import Source
 from limbeck.systems.retrieval.trans_encoder.experiment import EXPERIMENTS, Plan, shuffled
 from limbeck.systems.retrieval.trans_encoder.method import BI, CROSS, Recipe, TransEncoder
 
-WORDS = "cat dog bird fish sleeps runs sings swims on the sofa park roof sea".split()
+WORDS = ["cat", "dog", "bird", "fish", "sleeps", "runs", "sings", "swims", "on", "the", "sofa", "park", "roof", "sea"]
 GENERATOR = torch.Generator().manual_seed(0)
 
 
