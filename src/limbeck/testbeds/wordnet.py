@@ -15,7 +15,10 @@ from limbeck.data.artefacts import fetch
 
 ARTEFACT = "wordnet-base"
 PARTS = ("noun", "verb", "adj", "adv")
-_EXAMPLE = re.compile(r'"([^"]{8,})"')
+#: Raised whenever what is read changes, so that what was made from it is never stale.
+VERSION = 2
+# A gloss may hold quoted words; an example is quoted as a whole.
+_NEXT = re.compile(r';\s*"')
 _PARENTS = ("@", "@i")
 
 
@@ -62,8 +65,9 @@ def parse(line: str, part: str) -> Sense:
     start = 4 + 2 * count
     pointers = [fields[start + 1 + 4 * i : start + 5 + 4 * i] for i in range(int(fields[start]))]
     parents = tuple(f"{part}.{offset}" for kind, offset, *_ in pointers if kind in _PARENTS)
-    gloss = text.split('"')[0].strip().rstrip(";:,").strip()
-    return Sense(f"{part}.{fields[0]}", int(fields[1]), words, gloss, tuple(_EXAMPLE.findall(text)), parents)
+    gloss, *examples = _NEXT.split(text)
+    quoted = tuple(example.rpartition('"')[0].strip() for example in examples)
+    return Sense(f"{part}.{fields[0]}", int(fields[1]), words, gloss.strip(" ;:"), tuple(filter(None, quoted)), parents)
 
 
 def _plain(word: str) -> str:

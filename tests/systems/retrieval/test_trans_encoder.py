@@ -161,8 +161,8 @@ def test_every_cycle_is_kept_and_dev_chooses_among_them_or_nobody_does() -> None
 
 def test_select_keeps_the_best_evaluated_step() -> None:
     chosen, last = (method(select=select, seed=1).fit(PAIRS, DEV) for select in (True, False))
-    cross = [step for step in chosen.steps_ if step.form == "cross"][0]
-    assert cross.dev >= [step for step in last.steps_ if step.form == "cross"][0].dev
+    cross = next(step for step in chosen.steps_ if step.form == "cross")
+    assert cross.dev >= next(step for step in last.steps_ if step.form == "cross").dev
     with pytest.raises(UserError, match="dev"):
         method(select=True).fit(PAIRS)
 
@@ -248,6 +248,8 @@ def test_arms_that_differ_in_cycles_alone_are_one_chain() -> None:
     for name in ("self-1", "self-2", "self-3"):
         experiment.chain(experiment.arms[name].setting, 0)  # type: ignore[attr-defined]
     assert len(asked) == 1
+    experiment.chain(experiment.arms["self-2"].setting, 0)  # type: ignore[attr-defined]
+    assert len(asked) == 2, "an arm that is run again is trained again"
     experiment.chain(experiment.arms["mse-1"].setting, 0)  # type: ignore[attr-defined]
     experiment.chain(experiment.arms["self-1"].setting, 1)  # type: ignore[attr-defined]
-    assert len(asked) == 3
+    assert len(asked) == 4
