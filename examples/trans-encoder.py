@@ -3,7 +3,8 @@
     python examples/trans-encoder.py
 
 Two bi-encoders of different kind, width and depth (BertModel, RobertaModel) label sentence pairs for two cross-encoders
-(BertForSequenceClassification, RobertaForSequenceClassification) and back. What comes out opens in sentence-transformers.
+(BertForSequenceClassification, RobertaForSequenceClassification) and back. What comes out opens in
+sentence-transformers.
 
 Here the networks are random and the pairs a handful. In earnest, put
 

@@ -31,6 +31,7 @@ from limbeck.testbeds.text_encoders import (
     tokenizer_of,
     train_mlm,
     train_simcse,
+    word_vectors,
 )
 from limbeck.testbeds.wordnet import ARTEFACT, VERSION, Sense, Taxonomy, senses
 
@@ -129,6 +130,9 @@ class SentencePairs(Testbed):
         def make(model: nn.Module) -> nn.Module:
             tokenizer = self.tokenizer(shape)
             learner = seeded(lambda: language_model(shape, tokenizer), recipe.seed)
+            words = word_vectors([" ".join(line) for line in self._lines], tokenizer, shape.width)
+            with torch.no_grad():
+                learner.base_model.embeddings.word_embeddings.weight.copy_(words)  # type: ignore[union-attr, operator]
             # What guesses words has done its part.
             transfer_body(train_mlm(learner, tokenizer, self._lines, recipe), model)
             return model

@@ -1,4 +1,4 @@
-"""Small text encoders made from nothing: a word-piece tokenizer, masked language modelling, unsupervised SimCSE."""
+"""Small text encoders made from nothing: word pieces, word vectors, masked language modelling, unsupervised SimCSE."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,29 +34,34 @@ class Shape:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Two stages: masked language modelling on pairs of texts, then SimCSE on single ones.
+    """Masked language modelling on pairs of texts, then SimCSE on single ones.
+
+    A network of this size learns what words mean from counts in seconds and from gradients in hours, so the embeddings
+    of its tokens begin as :func:`word_vectors`.
 
     Attributes:
         mlm_samples, simcse_samples: texts seen, in one or more epochs.
         mlm_lr, simcse_lr: the peak of AdamW's rate, reached after a twentieth of the steps; it falls to zero.
         masked: share of tokens to be guessed; of these 80% are masked, 10% replaced at random, 10% left.
-        temperature: of SimCSE.
+        temperature: of SimCSE. ``hidden``: share of tokens that each of its two views does not see (after Mirror-BERT,
+            which hides spans); with dropout alone a small network tells short texts apart from the first step.
         pooling: of the sentence encoder.
         seed: of the initial weights, the order, the masks and dropout.
         version: raised whenever what is made changes, so that kept weights are never stale.
     """
 
-    mlm_samples: int = 80_000
+    mlm_samples: int = 32_000
     mlm_batch: int = 64
-    mlm_lr: float = 2e-3
+    mlm_lr: float = 1e-3
     masked: float = 0.15
     simcse_samples: int = 25_600
     simcse_batch: int = 128
-    simcse_lr: float = 3e-4
+    simcse_lr: float = 5e-4
     temperature: float = 0.05
+    hidden: float = 0.3
     pooling: str = "mean"
     seed: int = 0
-    version: int = 1
+    version: int = 2
 
 
 def tokenizer_of(texts: Sequence[str], size: int, name: str) -> Any:
@@ -68,6 +74,32 @@ def tokenizer_of(texts: Sequence[str], size: int, name: str) -> Any:
             with written_aside(path) as aside:
                 made.backend_tokenizer.save(str(aside))
     return open_word_pieces(path)
+
+
+def word_vectors(texts: Sequence[str], tokenizer: Any, width: int, *, scale: float = 0.05) -> Tensor:
+    """A vector per token ``[vocabulary, width]`` from the texts that it shares with others.
+
+    The left singular vectors of positive pointwise mutual information (Levy and Goldberg, NIPS 2014), each row of
+    length ``scale * sqrt(width)``; tokens that never occur get small ones.
+    """
+    from scipy.sparse import csr_matrix
+    from sklearn.utils.extmath import randomized_svd
+
+    rows = [np.unique(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    size = len(tokenizer)
+    places = np.cumsum([0, *(len(row) for row in rows)])
+    shared = csr_matrix(
+        (np.ones(places[-1], np.float32), np.concatenate(rows).astype(np.int64), places), (len(rows), size)
+    )
+    together = (shared.T @ shared).tocoo()
+    count = np.asarray(shared.sum(0)).ravel() + 1
+    information = np.log(together.data * len(rows) / (count[together.row] * count[together.col]))
+    kept = (information > 0) & (together.row != together.col)
+    matrix = csr_matrix((information[kept], (together.row[kept], together.col[kept])), (size, size))
+    vectors = torch.from_numpy(randomized_svd(matrix, width, n_iter=3, random_state=0)[0]).float()
+    lengths = vectors.norm(dim=1, keepdim=True)
+    # Rows that are zero but for rounding have no direction.
+    return scale * width**0.5 * torch.where(lengths > 1e-4, vectors / lengths.clamp_min(1e-4), vectors)
 
 
 def language_model(shape: Shape, tokenizer: Any) -> nn.Module:
@@ -126,7 +158,7 @@ def mask_tokens(
 
 
 def train_simcse(encoder: SentenceEncoder, texts: Sequence[str], plan: Pretraining) -> SentenceEncoder:
-    """Unsupervised SimCSE, in place: dropout makes two views of a text, the other texts of the batch are negatives.
+    """Unsupervised SimCSE, in place: dropout and hidden tokens make two views of a text, other texts are negatives.
 
     Gao, Yao and Chen, SimCSE: Simple Contrastive Learning of Sentence Embeddings, EMNLP 2021.
     """
@@ -138,9 +170,13 @@ def train_simcse(encoder: SentenceEncoder, texts: Sequence[str], plan: Pretraini
         collate=encoder.tokenize,
         lengths=[len(text) for text in texts],
     )
+    special = torch.tensor(encoder.tokenizer.all_special_ids)
+    generator = torch.Generator().manual_seed(plan.seed)
 
     def loss(tokens: dict[str, Tensor]) -> Tensor:
         twice = {name: torch.cat([value, value]) for name, value in tokens.items()}
+        unseen = torch.rand(twice["input_ids"].shape, generator=generator) < plan.hidden
+        twice["attention_mask"] = twice["attention_mask"] * (~unseen | torch.isin(twice["input_ids"], special))
         first, second = encoder(**twice)["embedding"].chunk(2)
         return losses.info_nce(first, second, temperature=plan.temperature)
 
