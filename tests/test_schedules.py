@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from limbeck.schedules import Cosine, Linear, at
+from limbeck.schedules import Cosine, HalfLife, Linear, at
 
 
 @pytest.mark.parametrize("kind", [Linear, Cosine])
@@ -22,3 +22,11 @@ def test_a_cosine_starts_slowly() -> None:
 def test_at_reads_numbers_and_schedules() -> None:
     assert at(3, 0.7) == 3.0
     assert at(Linear(0.0, 10.0), 0.7) == pytest.approx(7.0)
+
+
+def test_half_life_ramps_up_and_then_stays() -> None:
+    schedule = HalfLife(100, 10_000)
+    assert schedule(0.0) == 0.0
+    assert schedule(0.01) == pytest.approx(0.5 ** (1 / 5))
+    assert schedule(0.5) == schedule(1.0) == pytest.approx(0.5 ** (1 / 100))
+    assert HalfLife(100, 10_000, ramp=None)(0.0) == pytest.approx(0.5 ** (1 / 100))

@@ -480,3 +480,96 @@ def test_swap_names_both_shapes_and_wrong_paths() -> None:
     unused.forward = lambda x: unused.net(x)  # type: ignore[method-assign]
     with pytest.raises(UserError, match="a module that the network calls"):
         swap(unused, "spare", nn.Linear(2, 2), example=torch.ones(2, 4))
+
+
+def run_until(model: nn.Module, taps: Taps, names: tuple[str, ...], inputs: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The signals of an early stop, and the paths of the modules that ran."""
+    ran: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda *_, path=path: ran.append(path))
+        for path, module in modules_by_path(model).items()
+        if path
+    ]
+    with taps.capture(until=names) as signals:
+        model(**inputs) if isinstance(inputs, dict) else model(inputs)
+        ran.append("the end")
+    for handle in handles:
+        handle.remove()
+    return signals, ran
+
+
+def test_an_early_stop_skips_later_layers_and_reads_the_same() -> None:
+    model, inputs = plain(), torch.randn(5, 4)
+    taps = Taps(model, {"a": "0", "b": "2"})
+    with taps.capture() as whole:
+        model(inputs)
+    signals, ran = run_until(model, taps, ("b",), inputs)
+    assert ran == ["0", "1", "2"]
+    assert all(torch.equal(signals[name], whole[name]) for name in ("a", "b"))
+    signals, ran = run_until(model, taps, ("a",), inputs)
+    assert ran == ["0"]
+    assert set(signals) == {"a"}
+    # Both are waited for, in whatever order they are named.
+    assert run_until(model, taps, ("b", "a"), inputs)[1] == ["0", "1", "2"]
+    # Outside, and without names, the network runs to its end.
+    assert run_until(model, taps, (), inputs)[1][-1] == "the end"
+    assert model(inputs).shape == (5, 3)
+    with pytest.raises(UserError, match="until: given c; allowed: a, b"), taps.capture(until=("c",)):
+        pass
+
+
+@pytest.mark.parametrize("build", [bert, vit, gpt2])
+def test_an_early_stop_passes_through_the_wrappers_of_transformers(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    inputs = (
+        {"pixel_values": torch.randn(2, 1, 8, 8)}
+        if "ViT" in type(model).__name__
+        else {"input_ids": torch.ones(2, 5).long()}
+    )
+    taps = Taps(model, {"block": "every_block"})
+    with taps.capture() as whole, torch.no_grad():
+        before = model(**inputs)
+    signals, ran = run_until(model, taps, ("block.1",), inputs)
+    assert set(signals) == {"block.0", "block.1"}
+    assert torch.equal(signals["block.1"], whole["block.1"])
+    assert not any(path.startswith(taps.where["block.2"].path) for path in ran)
+    # Nothing is left behind by the pass that was cut.
+    again = model(**inputs)
+    assert all(torch.equal(a, b) for a, b in zip(before.to_tuple(), again.to_tuple()) if isinstance(a, Tensor))
+
+
+def test_an_early_stop_ends_the_capture_that_asked_for_it() -> None:
+    model, inputs = plain(), torch.randn(5, 4)
+    outer, inner = Taps(model, {"end": "4"}), Taps(model, {"mid": "2"})
+    with outer.capture() as around:
+        with inner.capture(until=("mid",)) as signals:
+            model(inputs)
+        assert set(signals) == {"mid"}
+        model(inputs)
+    assert set(around) == {"end"}
+    # The other way round the outer stop passes through the inner capture.
+    with inner.capture(until=("mid",)) as around:
+        with outer.capture():
+            model(inputs)
+        raise AssertionError("the block was to end")
+    assert set(around) == {"mid"}
+
+
+def test_the_gradient_flows_through_an_early_stop() -> None:
+    model, inputs = plain(), torch.randn(5, 4)
+    with Taps(model, {"mid": "2"}).capture(until=("mid",)) as signals:
+        model(inputs)
+    signals["mid"].sum().backward()
+    assert model[0].weight.grad is not None
+    assert model[4].weight.grad is None
+
+
+def test_compiled_code_reads_the_same_and_runs_to_its_end() -> None:
+    model, inputs = plain(), torch.randn(5, 4)
+    taps = Taps(model, {"mid": "2"})
+    with taps.capture() as whole:
+        model(inputs)
+    compiled = torch.compile(model, backend="eager")
+    with taps.capture(until=("mid",)) as signals:
+        compiled(inputs)
+    torch.testing.assert_close(signals["mid"], whole["mid"])

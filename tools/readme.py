@@ -21,6 +21,12 @@ from limbeck.systems import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PICTURE, DEMO = ROOT / "README.md", ROOT / "docs" / "demo.svg", ROOT / "ledger" / "examples" / "demo.json"
+BENCHMARKS = {
+    "training_step": "training step against a hand-written PyTorch loop",
+    "torchdistill_loop": "training step against torchdistill's own loop",
+    "cached_training": "training from the cache against training without a teacher",
+    "vocabulary_loss": "chunked vocabulary loss against the plain one, vocabulary 131,072",
+}
 SHOWN = ("recall@10", "mrr", "cosine", "parameters", "bytes", "latency_p50_ms", "throughput_ratio")
 
 
@@ -32,7 +38,8 @@ def main() -> None:
     if options.record:
         record(json.loads(options.record.read_text()))
     demo = json.loads(DEMO.read_text())
-    text = filled(README.read_text(), {"demo": demo_lines(demo), "systems": systems_lines()})
+    parts = {"demo": demo_lines(demo), "systems": systems_lines(), "benchmarks": benchmark_lines()}
+    text = filled(README.read_text(), parts)
     picture = plots.quality_latency("demo", demo["models"], demo["primary_metric"])
     if options.check:
         if README.read_text() != text:
@@ -81,6 +88,22 @@ def systems_lines() -> list[str]:
         page = (card.folder / "README.md").relative_to(ROOT)
         lines.append(f"| [{card.slug}]({page}) | {card.title} ({card.year}) | " + " | ".join(map(str, sums)) + " |")
     return lines
+
+
+def benchmark_lines() -> list[str]:
+    """One row per benchmark: its targets met, and each one missed with what was measured."""
+    lines = ["| benchmark (two CPU cores, pairs in one run) | targets met | missed |", "|---|---|---|"]
+    for name, title in BENCHMARKS.items():
+        checks = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["checks"]
+        missed = [f"{one['text']}: {one['value']:.2f}, target {bound(one)}" for one in checks if not one["passed"]]
+        cells = f"{len(checks) - len(missed)} of {len(checks)} | {'; '.join(missed)}"
+        lines.append(f"| [{title}](benchmarks/results/{name}.json) | {cells} |")
+    return lines
+
+
+def bound(check: dict[str, Any]) -> str:
+    """The target of one check in words."""
+    return f"at most {check['at_most']:.2f}" if "at_most" in check else f"at least {check['at_least']:.2f}"
 
 
 def filled(text: str, parts: dict[str, list[str]]) -> str:

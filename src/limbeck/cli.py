@@ -84,6 +84,7 @@ def run(
     jobs: int = 2,
     launcher: Literal["local", "ray"] = "local",
     record: bool = False,
+    check: bool = False,
     fresh: bool = False,
     out: str | None = None,
     json: bool = False,
@@ -99,6 +100,7 @@ def run(
         jobs: arms that run side by side, one thread each.
         launcher: processes of this machine, or a ray cluster.
         record: write the result into the ledger.
+        check: compare every number with the ledger's; fails where one differs by more than a millionth.
         fresh: forget the outcomes of an earlier run in OUT.
         out: folder of the outcomes; runs/SLUG-ENTRY-SIZE by default. A run that was cut goes on from there.
         json: print JSON.
@@ -116,11 +118,14 @@ def run(
     # A system of one's own, outside the package, is run as my_method.experiment:NAME.
     card = None if ":" in slug else registry.card(slug)
     reference = slug if card is None else registry.experiment_reference(slug, entry or "")
-    if record and card is None:
-        raise UserError("record", slug, "a system of the package, by its slug")
+    if (record or check) and card is None:
+        raise UserError("record" if record else "check", slug, "a system of the package, by its slug")
     name, size = reference.partition(":")[2], "smoke" if smoke else "full"
     if record and (smoke or seeds or arms):
         raise UserError("record", "part of an experiment", "the full size with all arms and seeds")
+    recorded = ledger.read(card.family, card.slug)["entries"] if check and card is not None else {}
+    if check and (smoke or name not in recorded):
+        raise UserError("check", "the smoke size" if smoke else name, recorded or "an entry that is recorded")
     folder = Path(out or f"runs/{slug.partition('.')[0]}-{name}-{size}")
     command = shlex.join(["limbeck", *sys.argv[1:]])
     result = run_experiment(
@@ -133,10 +138,18 @@ def run(
         _note(f"recorded in {path}")
     if json:
         _print_json(result)
-        return
-    for line in _recorded_lines({"entries": {name: result}}, card.findings if card else {}):
-        _console().print(line, highlight=False)
+    else:
+        for line in _recorded_lines({"entries": {name: result}}, card.findings if card else {}):
+            _console().print(line, highlight=False)
     _note(f"report  {report}")
+    if check:
+        pairs = ledger.compare(result, recorded[name])
+        differing = [pair for pair in pairs if pair.relative > 1e-6]
+        for pair in differing[:10]:
+            _note(f"differs: {pair}")
+        if differing:
+            raise LimbeckError(f"{len(differing)} of {len(pairs)} numbers differ from the ledger's")
+        _note(f"all {len(pairs)} numbers are those of the ledger")
 
 
 def cache(

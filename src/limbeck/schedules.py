@@ -40,3 +40,23 @@ class Cosine(Schedule):
 def at(value: float | Schedule, progress: float) -> float:
     """The number itself, or the schedule's value at ``progress``."""
     return value(progress) if isinstance(value, Schedule) else float(value)
+
+
+@dataclass(frozen=True)
+class HalfLife(Schedule):
+    """Momentum of an average whose memory is short at first: EDM's averaging, in steps.
+
+    The half-life is ``half_life`` steps, but at most ``ramp`` times the steps taken so far.
+
+    Args:
+        half_life: in steps. steps: of the whole training, since progress is a share of it.
+        ramp: share of the past that counts; None for a fixed half-life.
+    """
+
+    half_life: float
+    steps: int
+    ramp: float | None = 0.05
+
+    def __call__(self, progress: float) -> float:
+        life = self.half_life if self.ramp is None else min(self.half_life, self.ramp * progress * self.steps)
+        return float(0.5 ** (1 / life)) if life > 0 else 0.0

@@ -10,7 +10,7 @@ import copy
 import fnmatch
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -76,20 +76,34 @@ class Taps:
         return Taps, (self._model(), self.paths)
 
     @contextmanager
-    def capture(self) -> Iterator[dict[str, Tensor]]:
+    def capture(self, until: Collection[str] = ()) -> Iterator[dict[str, Tensor]]:
         """Collect the tapped tensors of the forward passes inside; the last pass of a module counts.
 
+        Args:
+            until: names of taps. As soon as all of them are read the forward pass ends, and with it the ``with`` block:
+                later layers do not run, and nothing is returned. The tensors are the same; of a module that runs
+                several times the first pass counts. Compiled code runs to its end.
+
         Raises:
-            UserError: a later layer wrote into a tapped tensor, so that it no longer is what its module gave.
+            UserError: a later layer wrote into a tapped tensor, so that it no longer is what its module gave; or
+                ``until`` names no tap.
         """
+        for name in until:
+            if name not in self.where:
+                raise UserError("until", name, self.where)
         signals: dict[str, Tensor] = {}
         versions: dict[str, int] = {}
-        before = self._store.signals, self._store.versions
-        self._store.signals, self._store.versions = signals, versions
+        store = self._store
+        before = store.signals, store.versions, store.until
+        store.signals, store.versions, store.until = signals, versions, frozenset(until)
         try:
             yield signals
+        except _Enough as enough:
+            # Taps on a network inside this one, or around it, may have captures of their own under way.
+            if enough.signals is not signals:
+                raise
         finally:
-            self._store.signals, self._store.versions = before
+            store.signals, store.versions, store.until = before
         for name, version in versions.items():
             if name in signals and signals[name]._version != version:
                 path = f"{self.where[name].path}:{self.where[name].kind}".removesuffix(":output")
@@ -106,6 +120,15 @@ class _Store:
     def __init__(self) -> None:
         self.signals: dict[str, Tensor] | None = None
         self.versions: dict[str, int] = {}
+        self.until: frozenset[str] = frozenset()
+
+
+class _Enough(BaseException):
+    """Ends a forward pass whose remaining layers nobody needs; no ``except Exception`` on the way may keep it."""
+
+    def __init__(self, signals: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.signals = signals
 
 
 class _Silent:
@@ -139,6 +162,8 @@ class _Read:
             else:
                 store.versions[self.name] = tensor._version
         store.signals[self.name] = tensor
+        if store.until and not torch.compiler.is_compiling() and store.until <= store.signals.keys():
+            raise _Enough(store.signals)
         return value
 
 

@@ -52,6 +52,29 @@ def test_a_run_is_its_seed() -> None:
     assert not one.training
 
 
+def test_images_with_soft_labels_and_an_augmentation_are_a_set_too() -> None:
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    def shifted(batch: dict[str, object]) -> dict[str, object]:
+        view = batch["view"]
+        assert isinstance(view, torch.Tensor)
+        seen.append((len(view), view))
+        return batch
+
+    images = torch.zeros(4, 1, 6, 6)
+    images[2:, :, :, 3:] = 1
+    soft = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
+    training = Training(steps=40, batch_size=128, optimizer=OptimizerSettings(lr=1e-2), transform=shifted)
+    network = {"conv": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))}
+    test = Split(images, soft.argmax(-1), torch.arange(4))
+    found = evaluate(network, DistilledSet.of(images, soft), test, training)
+    assert found["conv"]["accuracy"] == 1
+    assert found["conv"]["nll"] == pytest.approx(-math.log(0.9), abs=0.05), "soft labels are learnt, not their class"
+    steps = seen[-40:]
+    assert {size for size, _ in steps} == {4}, "a small set is one batch, not a large one of copies"
+    assert len({int(view) for _, views in steps for view in views}) == 160, "and every copy has a view of its own"
+
+
 def test_a_network_that_diverged_says_so() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
@@ -81,3 +104,30 @@ def test_means_over_networks_and_each() -> None:
 def test_no_steps_are_refused() -> None:
     with pytest.raises(UserError, match="training: given steps 0"):
         train_fresh(NETWORKS["mlp"], blobs(8, 0), Training(steps=0))
+
+
+def test_several_fresh_networks_are_averaged() -> None:
+    data = blobs(12, 0)
+    short = Training(steps=2, batch_size=4)
+    found = evaluate(NETWORKS, data, blobs(40, 1), short, repeats={"mlp": 3})
+    alone = evaluate(NETWORKS, data, blobs(40, 1), short)
+    assert found["linear"] == alone["linear"]
+    assert found["mlp"]["nll"] != alone["mlp"]["nll"]
+    again = evaluate(NETWORKS, data, blobs(40, 1), short, repeats={"mlp": 3})
+    assert found == again
+
+
+def test_validation_chooses_the_epoch_and_test_samples_do_not() -> None:
+    data, held_out = blobs(40, 0), blobs(40, 1)
+    # The labels are wrong, so that every epoch takes accuracy away.
+    wrong = Split(data.input, 1 - data.labels, data.id)
+    slow = OptimizerSettings(lr=1e-3, schedule="constant")
+    trainings = {steps: Training(steps=steps, batch_size=8, optimizer=slow) for steps in (50, 100, 150)}
+    found = {
+        steps: predictions(train_fresh(NETWORKS["mlp"], wrong, one, seed=2), held_out)
+        for steps, one in trainings.items()
+    }
+    right = {steps: float((one.argmax(-1) == held_out.labels).double().mean()) for steps, one in found.items()}
+    assert right[50] > right[150]
+    chosen = train_fresh(NETWORKS["mlp"], wrong, trainings[150], seed=2, validation=held_out)
+    assert torch.equal(predictions(chosen, held_out), found[50])

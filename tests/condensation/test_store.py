@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbeck.condensation.packing import Forests, narrow
+from limbeck.condensation.packing import Forests, Tiles, narrow
 from limbeck.condensation.store import DistilledSet
 from limbeck.data.computation_trees import ComputationTrees
 from limbeck.data.graphs import Graph
@@ -60,7 +60,18 @@ def test_images_keep_their_numbers_and_soft_labels() -> None:
 def test_a_mapping_of_tensors_comes_back() -> None:
     made = DistilledSet.of({"ids": torch.tensor([[1, 300], [2, 0], [3, 3]]), "mask": torch.ones(3, 2).bool()}, TARGET)
     assert made.bytes == 6 * 2 + 6 + 3
-    assert made.samples["ids"].tolist()[0] == [1, 300]
+    assert made.samples["ids"].tolist() == [[1, 300], [2, 0], [3, 3]]
+    assert made.samples["ids"].dtype == torch.int64, "what embeddings take"
+    assert made.samples["mask"].dtype == torch.bool
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64, torch.float16])
+def test_numbers_come_back_in_their_type(kind: torch.dtype, tmp_path: Path) -> None:
+    values = torch.tensor([[1], [2], [3]], dtype=kind)
+    made = DistilledSet.of(values, TARGET)
+    read = DistilledSet.load(made.save(tmp_path / "set.safetensors"))
+    assert read.samples.dtype == kind
+    assert torch.equal(read.samples, values)
 
 
 def test_undirected_edges_are_stored_once() -> None:
@@ -140,3 +151,25 @@ def test_sets_that_do_not_fit_are_refused() -> None:
         DistilledSet.of(images(), TARGET, torch.zeros(3))
     with pytest.raises(UserError, match="samples: given list"):
         DistilledSet.of(["text"], TARGET[:1])  # type: ignore[list-item]
+
+
+def test_tiles_share_a_label_or_have_their_own() -> None:
+    pixels = (torch.arange(2 * 3 * 4 * 4) % 256).to(torch.uint8).view(2, 3, 4, 4)
+    shared = DistilledSet.of(Tiles(pixels, 2), torch.tensor([4, 7]), torch.tensor([1.0, 3.0]))
+    assert len(shared) == 8
+    assert shared.bytes == 2 * 48 + 1 + 2 + 2 * 4
+    assert shared.split().labels.tolist() == [4] * 4 + [7] * 4
+    assert shared.sample_weight is not None
+    assert shared.sample_weight.tolist() == [1.0] * 4 + [3.0] * 4
+    soft = DistilledSet.of(Tiles(pixels, 2), torch.rand(8, 10).half())
+    assert soft.bytes == 2 * 48 + 1 + 8 * 10 * 2
+    assert soft.split().labels.dtype == torch.float32
+    with pytest.raises(UserError, match="distilled target: given 3 rows"):
+        DistilledSet.of(Tiles(pixels, 2), TARGET)
+
+
+def test_tiles_are_read_back(tmp_path: Path) -> None:
+    pixels = torch.randint(256, (2, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    made = DistilledSet.of(Tiles(pixels), torch.tensor([0, 1]))
+    read = DistilledSet.load(made.save(tmp_path / "tiles.safetensors"))
+    torch.testing.assert_close(read.split().input, pixels.float() / 255)

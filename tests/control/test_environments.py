@@ -123,11 +123,21 @@ def test_evaluation_and_warm_up_count_nothing() -> None:
     for _ in range(2):
         assert not paying.step(np.zeros(2, np.int64))[4]["intrinsic_reward"].any()
     assert not counts.counts
+    assert paying.scale is not None
+    assert not paying.scale.moments.count, "what is not paid is no bonus of size 0"
     with paying.evaluation():
         paying.step(np.zeros(2, np.int64))
     assert not counts.counts
     paying.step(np.zeros(2, np.int64))
     assert sum(counts.counts.values()) == 2
+
+
+def test_observations_that_are_not_finite_are_refused_even_while_warming_up() -> None:
+    world = SyncVectorEnv([partial(Corridor, 2, 9)], autoreset_mode=AutoresetMode.SAME_STEP)
+    spoilt = BonusVectorEnv(world, ExactCounts(), warm_up=3, states=lambda seen: torch.full((len(seen), 1), torch.nan))
+    spoilt.reset(seed=0)
+    with pytest.raises(UserError, match="not finite"):
+        spoilt.step(np.zeros(1, np.int64))
 
 
 def test_the_wrapper_resumes() -> None:
@@ -166,6 +176,8 @@ def test_steps_to_success_are_censored_by_the_budget() -> None:
     assert steps_to_share(ends, success, 500, share=0.5, window=4) == 50
     assert steps_to_share(ends, [0] * 10, 500, window=4) == 500
     assert steps_to_share(ends, success, 500, window=100) == 500
+    # Whole rollouts may run a little over the budget: what is learnt there is too late.
+    assert first_success(ends, success, 20) == steps_to_share(ends, success, 20, window=4) == 20
     assert regret([0.0, 1.0], 1.0) == 0.5
 
 

@@ -68,7 +68,7 @@ def test_read_outs_are_their_formulas() -> None:
             "mean": errors.mean(-1),
             "normalised": (errors / (second - mean.square())).mean(-1),
             "root": (errors / (second - mean.square())).mean(-1).sqrt(),
-            "drnd": 0.9 * errors.mean(-1) + 0.1 * share.sqrt().mean(-1),
+            "drnd": 0.9 * errors.sum(-1) + 0.1 * share.sqrt().mean(-1),
         }
     for readout, value in wanted.items():
         found = RandomDistillation(predictor, target, readout=readout).bonus(STATES)
@@ -124,8 +124,7 @@ def test_replay_keeps_one_row_for_a_state_and_the_gradient_of_all_its_samples() 
     plain = network(0)
     every = [torch.cat(part) for part in zip(*batches)]
     for states, samples in batches[:-1]:
-        for state, sample in zip(states, samples):
-            learning._keep(state, sample)
+        learning._keep(states, samples)
     learning.step(*batches[-1])
     assert learning.kept == 3
     assert learning.numbers[:3].tolist() == [12, 6, 6]
@@ -139,12 +138,15 @@ def test_replay_keeps_one_row_for_a_state_and_the_gradient_of_all_its_samples() 
 def test_a_full_replay_is_a_uniform_reservoir() -> None:
     learning = Replay(1e-3, steps=1, capacity=10, batch_size=4, seed=1)
     learning.attach(nn.Linear(1, 1))
-    for index in range(1000):
-        learning._keep(torch.tensor([float(index)]), torch.zeros(1))
+    # Every state's sample is the state itself, so a mean that got another's sample shows.
+    for part in torch.arange(1000.0)[:, None].split(50):
+        learning._keep(part, part)
     assert learning.kept == 10
     assert len(learning.rows) == 10
     assert learning.distinct == 1000
     assert 200 < float(learning.states[:10].mean()) < 800
+    torch.testing.assert_close(learning.means[:10], learning.states[:10], rtol=0, atol=0)
+    assert learning.numbers[:10].tolist() == [1.0] * 10
     for key, row in learning.rows.items():
         assert learning.states[row].numpy().tobytes() == key
 

@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 import torch
 
-from limbeck.data.computation_trees import ComputationTrees, coverage, forest, tree_histograms
-from limbeck.data.graphs import Graph, relabelled
+from limbeck.data.computation_trees import ComputationTrees, counted_once, coverage, forest, tree_histograms
+from limbeck.data.graphs import Graph, collate, relabelled
 from limbeck.errors import UserError
+from limbeck.models.graphs import GraphNetwork
 from tests.data.graph_samples import random_graph
 
 
@@ -124,3 +125,15 @@ def test_histograms_count_all_levels() -> None:
 
 def test_coverage_is_the_share_of_nodes() -> None:
     assert coverage(Counter({1: 8, 2: 1, 3: 1, 4: 0, 5: 0}), (0.2, 0.4, 1.0)) == [0.8, 0.9, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["gin", "gat"])
+def test_a_graph_whose_trees_count_once_pools_to_the_forest_of_its_set(kind: str) -> None:
+    torch.manual_seed(0)
+    model, trees = GraphNetwork(kind, 3, 2, 2, width=8).eval(), ComputationTrees(2)
+    graph = path([1, 2, 1, 2, 1])
+    once, roots = counted_once(graph, trees), trees.roots(graph)
+    assert len(set(roots)) == 3
+    real, whole, sets = (model(**collate([one])) for one in (once, graph, forest(trees, sorted(set(roots)))))
+    torch.testing.assert_close(real, sets, atol=1e-5, rtol=1e-5)
+    assert float((whole - sets).abs().max()) > 1e-3

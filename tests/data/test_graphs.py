@@ -11,6 +11,7 @@ from limbeck.data.graphs import (
     categorical,
     collate,
     from_pyg,
+    graphs_of,
     relabelled,
     tables_of_pyg,
     to_pyg,
@@ -102,3 +103,10 @@ def test_a_graph_in_another_order_is_the_same_graph() -> None:
     assert torch.equal(back.nodes, graph.nodes)
     assert torch.equal(back.edges, graph.edges)
     assert torch.equal(moved.nodes, graph.nodes[order])
+
+
+def test_a_split_gives_its_graphs_and_nothing_else() -> None:
+    graphs = [random_graph(seed) for seed in range(2)]
+    assert graphs_of(Split(graphs, None, torch.arange(2))) == graphs
+    with pytest.raises(UserError, match="samples: given Tensor; allowed: graphs"):
+        graphs_of(Split(torch.ones(2, 3), None, torch.arange(2)))

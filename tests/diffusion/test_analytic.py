@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limbeck.diffusion.analytic import MixtureDenoiser
+from limbeck.diffusion.analytic import MixtureDenoiser, score_gap
 from limbeck.diffusion.noise import DiscreteSchedule, EDMSchedule
 from limbeck.errors import UserError
 
@@ -55,3 +55,19 @@ def test_one_gaussian_by_hand() -> None:
     # x0 = m + s^2 / (s^2 + sigma^2) (x - m) with alpha = 1.
     denoiser = MixtureDenoiser(EDMSchedule(), torch.tensor([[1.0]]), 2.0, prediction="x0")
     assert float(denoiser(torch.tensor([[6.0]]), torch.tensor([1.0]))) == pytest.approx(5.0)
+
+
+def test_the_score_gap_sees_the_wrong_place_spread_and_a_lost_mode() -> None:
+    schedule = DiscreteSchedule.scaled_linear()
+    teacher = MixtureDenoiser(schedule, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), 0.2)
+    generator = torch.Generator().manual_seed(0)
+    true, times = teacher.sample(1500, generator), (200, 500)
+    right = score_gap(true, teacher, times)
+    assert right < 0.01
+    worse = [score_gap(changed, teacher, times) for changed in (true + 0.3, 0.3 * true, true[true[:, 0] > 0])]
+    assert min(worse) > 4 * right
+    # Of one Gaussian it is known: eps_samples - eps_teacher = sigma alpha (m - m') / (alpha^2 s^2 + sigma^2).
+    single = MixtureDenoiser(schedule, torch.zeros(1, 1), 1.0)
+    moved = torch.randn(4000, 1, generator=generator) + 0.5
+    alpha, sigma = schedule.alpha(500), schedule.sigma(500)
+    assert score_gap(moved, single, (500,)) == pytest.approx(float((sigma * alpha * 0.5) ** 2), rel=0.15)

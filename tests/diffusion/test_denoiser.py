@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.diffusion.denoiser import EDMDenoiser, Guided, guide, null_like, stacked
+from limbeck.diffusion.denoiser import EDMDenoiser, Guided, count, guide, null_like, select, stacked
 from limbeck.diffusion.noise import DiscreteSchedule, EDMSchedule
 from limbeck.errors import UserError
 
@@ -93,3 +93,13 @@ def test_edm_denoiser_of_a_network_that_says_nothing() -> None:
     # The best linear guess: data^2 / (data^2 + sigma^2) x.
     assert made[:, 0].tolist() == pytest.approx([2.0, 0.4])
     assert network.seen[0][:, 0].tolist() == pytest.approx([4 / 2**0.5, 4 / 10**0.5])
+
+
+def test_conditions_are_counted_and_chosen_whatever_their_kind() -> None:
+    labels, texts = torch.arange(4), {"text": torch.arange(8).view(4, 2)}
+    assert count(labels) == count(texts) == 4
+    assert torch.equal(select(labels, slice(1, 3)), torch.tensor([1, 2]))  # type: ignore[arg-type]
+    assert select(texts, slice(3, 4))["text"].tolist() == [[6, 7]]  # type: ignore[index,call-overload]
+    assert select(None, slice(0, 1)) is None
+    with pytest.raises(UserError, match="condition"):
+        count(None)

@@ -108,3 +108,9 @@ def test_what_cannot_be_converted_is_refused() -> None:
 
 def test_words_of_diffusers() -> None:
     assert prediction_of(DDPMScheduler(prediction_type="v_prediction")) == "v"
+
+
+def test_v_is_a_target_also_where_no_signal_is_left() -> None:
+    schedule = DiscreteSchedule.scaled_linear().zero_terminal()
+    x0, noise = torch.ones(1, 2), torch.full((1, 2), 3.0)
+    torch.testing.assert_close(schedule.target(x0, noise, 999, "v"), -x0)

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from limbeck.data.loaders import TensorLoader
-from limbeck.engine import Alternation, Form, OptimizerSettings, Turn
+from limbeck.engine import Alternation, Form, HalfCycle, OptimizerSettings
 from limbeck.errors import UserError
 from limbeck.objectives import ScoreMSE
 from limbeck.signals import Batch
@@ -26,7 +26,7 @@ def score(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
     return {"score": model(batch["input"]).squeeze(-1)}
 
 
-def fresh(turn: Turn) -> nn.Module:
+def fresh(turn: HalfCycle) -> nn.Module:
     return nn.Linear(4, 1)
 
 
@@ -103,7 +103,7 @@ def test_a_seed_decides_everything_and_turns_draw_different_heads() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     drawn: list[torch.Tensor] = []
 
-    def noted(turn: Turn) -> nn.Module:
+    def noted(turn: HalfCycle) -> nn.Module:
         network = nn.Linear(4, 1)
         drawn.append(weights(network).clone())
         return network

@@ -166,3 +166,14 @@ def test_a_new_chain_does_not_take_an_old_ones_generations_for_its_own(tmp_path:
     grown(3, out=tmp_path)
     chain(out=tmp_path)
     assert not list(tmp_path.rglob("done.json"))
+
+
+def test_a_chain_is_not_resumed_under_another_objective(tmp_path: Path) -> None:
+    grown(2, out=tmp_path)
+    grown(2, out=tmp_path, resume=True)
+    other = grown(1, out=tmp_path, resume=True)
+    with pytest.raises(UserError, match="objective of phase generation-1: given another than the one begun"):
+        other.grow(0.9 * CrossEntropy() + 0.1 * KL(temperature=2.0))
+    longer = chain(out=tmp_path, resume=True, epochs=7)
+    with pytest.raises(UserError, match="epochs of phase generation-0"):
+        longer.grow(CrossEntropy())

@@ -71,3 +71,27 @@ def test_wrong_settings_are_refused(options: dict[str, object]) -> None:
 def test_nothing_to_learn_is_refused() -> None:
     with pytest.raises(UserError, match="trainable parameters: given none"):
         OptimizerSettings().build(nn.Linear(2, 2).requires_grad_(False).parameters(), 10)
+
+
+def test_rates_scale_the_learning_rate_by_name_and_follow_the_schedule() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    settings = OptimizerSettings(lr=2.0, schedule="linear", rates=(("0.weight", 0.25), ("0.*", 0.5)))
+    optimizer, schedule = settings.build(model.named_parameters(), 4)
+
+    def found() -> dict[str, float]:
+        by_id = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+        return {name: by_id[id(weight)] for name, weight in model.named_parameters()}
+
+    assert found() == {"0.weight": 0.5, "0.bias": 1.0, "1.weight": 2.0, "1.bias": 2.0}
+    optimizer.step()
+    schedule.step()
+    schedule.step()
+    assert found() == {"0.weight": 0.25, "0.bias": 0.5, "1.weight": 1.0, "1.bias": 1.0}
+    with pytest.raises(UserError, match="rates: given 2.*"):
+        OptimizerSettings(rates=(("2.*", 0.5),)).build(model.named_parameters(), 4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_betas_reach_the_optimiser(name: str) -> None:
+    optimizer, _ = OptimizerSettings(name, betas=(0.9, 0.95)).build(nn.Linear(2, 2).parameters(), 4)
+    assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)

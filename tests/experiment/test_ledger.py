@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import socket
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,22 @@ def test_what_is_written_is_read_and_other_entries_stay(tmp_path: Path, entry: d
     curve, recorded = (one["arms"]["kd"]["outcomes"]["0"]["curves"]["validation_accuracy"] for one in (entry, main))
     assert recorded == pytest.approx(curve, rel=1e-5)
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_run_is_compared_number_by_number(entry: dict[str, Any]) -> None:
+    same = ledger.compare(entry, json.loads(json.dumps(entry)))
+    assert len(same) == sum(len(one["metrics"]) for arm in entry["arms"].values() for one in arm["outcomes"].values())
+    assert all(pair.relative == 0 for pair in same)
+    other = copy.deepcopy(entry)
+    metrics = other["arms"]["kd"]["outcomes"]["1"]["metrics"]
+    metrics["accuracy"] *= 1.01
+    first = ledger.compare(entry, other)[0]
+    assert (first.arm, first.seed, first.metric) == ("kd", "1", "accuracy")
+    assert first.relative == pytest.approx(0.01 / 1.01)
+    del metrics["accuracy"]
+    assert ledger.compare(entry, other)[0].relative == math.inf
+    part = {**entry, "arms": {"kd": entry["arms"]["kd"]}}
+    assert {pair.arm for pair in ledger.compare(part, entry)} == {"kd"}
 
 
 def test_pictures_are_images_and_small(tmp_path: Path, entry: dict[str, Any]) -> None:

@@ -317,3 +317,16 @@ def test_errors_name_the_argument():
         with pytest.raises(UserError) as caught:
             call()
         assert caught.value.key == key
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_historical_reduction_is_the_mean_over_rows_and_classes(temperature):
+    old = torch.nn.functional.kl_div(
+        (STUDENT / temperature).log_softmax(-1), (TEACHER / temperature).softmax(-1), reduction="mean"
+    )
+    given = d.forward_kl(STUDENT, TEACHER, temperature=temperature, per_row="mean", scale="none")
+    torch.testing.assert_close(given, old)
+    whole = d.forward_kl(STUDENT, TEACHER, temperature=temperature, scale="none")
+    torch.testing.assert_close(given * STUDENT.shape[-1], whole)
+    with pytest.raises(UserError, match="per_row"):
+        d.forward_kl(STUDENT, TEACHER, per_row="batchmean")

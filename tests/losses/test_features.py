@@ -25,6 +25,8 @@ VECTOR_LOSSES = {
     "cosine_distance": features.cosine_distance,
     "normalised_mse": features.normalised_mse,
     "normalised_mse_sum": partial(features.normalised_mse, per_row="sum"),
+    "normalised_l1": features.normalised_l1,
+    "normalised_l1_sum": partial(features.normalised_l1, per_row="sum"),
 }
 
 
@@ -47,6 +49,8 @@ REFERENCES = {
     "cosine_distance": lambda s, t: 1 - math.fsum(a * b for a, b in zip(_unit(s), _unit(t))),
     "normalised_mse": lambda s, t: math.fsum((a - b) ** 2 for a, b in zip(_unit(s), _unit(t))) / len(s),
     "normalised_mse_sum": lambda s, t: 2 - 2 * math.fsum(a * b for a, b in zip(_unit(s), _unit(t))),
+    "normalised_l1": lambda s, t: math.fsum(abs(a - b) for a, b in zip(_unit(s), _unit(t))) / len(s),
+    "normalised_l1_sum": lambda s, t: math.fsum(abs(a - b) for a, b in zip(_unit(s), _unit(t))),
 }
 
 

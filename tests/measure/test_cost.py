@@ -19,6 +19,7 @@ from limbeck.measure import (
     parameters,
     peak_memory,
     state_bytes,
+    token_layers,
 )
 
 
@@ -142,3 +143,23 @@ def test_peak_memory_of_a_process_of_its_own():
         peak_memory(fail)
     with pytest.raises(UserError, match="top of a module"):
         peak_memory(lambda: None)
+
+
+def test_token_layers_count_what_runs():
+    from limbeck.models.vit import ViT
+    from limbeck.nn.patches import masking
+    from limbeck.taps import Taps
+
+    model, images = ViT(16, 4, width=8, depth=4, heads=2), torch.randn(3, 1, 16, 16)
+    assert token_layers(lambda: model(images), model) == 3 * 17 * 4
+    keep = masking(torch.rand(3, 16), 0.75).keep
+    assert token_layers(lambda: model(images, keep), model) == 3 * 5 * 4
+    taps = Taps(model, {"mid": "blocks.1"})
+
+    def partial():
+        with taps.capture(until=("mid",)):
+            model(images, keep)
+
+    assert token_layers(partial, model) == 3 * 5 * 2
+    assert token_layers(lambda: model(images), model, layers="blocks.0") == 3 * 17
+    assert not model.blocks[0]._forward_pre_hooks

@@ -2,11 +2,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck import losses
 from limbeck.errors import UserError
-from limbeck.objectives import Cosine, CrossEntropy, FeatureMSE, FeatureObjective, SimilarityDistribution, TargetMSE
+from limbeck.objectives import (
+    Cosine,
+    CrossEntropy,
+    FeatureMSE,
+    FeatureObjective,
+    LevelCosine,
+    SimilarityDistribution,
+    TargetMSE,
+    total,
+)
 from limbeck.schedules import Linear
 
 G = torch.Generator().manual_seed(0)
@@ -108,3 +117,57 @@ def test_regression_takes_one_number_per_sample_in_any_shape() -> None:
         torch.testing.assert_close(found, expected)
     with pytest.raises(UserError, match=r"target: given shape \[5\]; allowed: the prediction's, \[6, 1\]"):
         TargetMSE()({"logits": prediction}, {}, {"target": target[:5]})
+
+
+def level_maps(batch: int = 3) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    shapes = {"fine": (batch, 5, 4, 6), "deep": (batch, 7, 2, 3)}
+    generator = torch.Generator().manual_seed(0)
+    made = [{n: torch.randn(*s, generator=generator, dtype=torch.float64) for n, s in shapes.items()} for _ in range(2)]
+    return made[0], made[1]
+
+
+def test_level_cosine_sums_over_the_batch_the_mean_over_positions() -> None:
+    ours, theirs = level_maps()
+    found = LevelCosine(["fine", "deep"])(ours, theirs, {"id": torch.arange(3)})
+    for name, value in found.items():
+        level = name.removeprefix("cosine_")
+        cosine = torch.cosine_similarity(ours[level], theirs[level], dim=1)
+        torch.testing.assert_close(value, (1 - cosine).mean((1, 2)).sum() / 2)
+    scaled = LevelCosine(["fine", "deep"])(ours, {n: 3 * m for n, m in theirs.items()}, {"id": torch.arange(3)})
+    torch.testing.assert_close(dict(scaled), dict(found))
+
+
+def test_level_cosine_weighs_levels_and_means_over_the_batch() -> None:
+    ours, theirs = level_maps()
+    batch = {"id": torch.arange(3)}
+    summed = LevelCosine(["fine", "deep"], weights={"fine": 1.0, "deep": 16.0})(ours, theirs, batch)
+    mean = LevelCosine(["fine", "deep"], weights={"fine": 1.0, "deep": 16.0}, batch="mean")(ours, theirs, batch)
+    plain = LevelCosine(["fine", "deep"])(ours, theirs, batch)
+    torch.testing.assert_close(summed["cosine_deep"], 32 * plain["cosine_deep"])
+    torch.testing.assert_close(3 * mean["cosine_fine"], summed["cosine_fine"])
+
+
+@pytest.mark.parametrize("how", ["sum", "mean"])
+def test_level_cosine_adds_up_over_pieces_and_masks(how: str) -> None:
+    ours, theirs = level_maps(4)
+    mask = torch.tensor([True, False, True, True])
+    objective = LevelCosine(["fine", "deep"], batch=how)
+
+    def part(rows: slice) -> Tensor:
+        cut = [{name: maps[rows] for name, maps in side.items()} for side in (ours, theirs)]
+        ids = torch.arange(4)[rows]
+        return total(objective(*cut, {"id": ids, "mask": mask[rows], "denominator": torch.tensor(3.0)}))
+
+    torch.testing.assert_close(part(slice(0, 1)) + part(slice(1, 4)), part(slice(0, 4)))
+    torch.testing.assert_close(
+        part(slice(0, 4)),
+        total(objective({n: m[mask] for n, m in ours.items()}, {n: m[mask] for n, m in theirs.items()},
+                        {"id": torch.arange(3)})),
+    )  # fmt: skip
+
+
+def test_level_cosine_wants_a_weight_per_level() -> None:
+    with pytest.raises(UserError, match="deep"):
+        LevelCosine(["fine", "deep"], weights={"fine": 1.0})
+    with pytest.raises(UserError, match="batch"):
+        LevelCosine(["fine"], batch="median")

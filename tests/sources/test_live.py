@@ -136,3 +136,32 @@ def test_the_fingerprint_knows_weights_taps_and_the_way_of_running() -> None:
 def test_a_wrong_gradient_mode_is_refused() -> None:
     with pytest.raises(UserError, match="gradient: given some; allowed: none, through"):
         Live(Network(), gradient="some")
+
+
+@pytest.mark.parametrize("gradient", ["none", "through"])
+def test_an_early_stop_gives_the_same_signals_and_skips_later_layers(gradient: str) -> None:
+    model = Network()
+    heads: list[int] = []
+    model.head.register_forward_pre_hook(lambda *_: heads.append(1))
+    taps = {"middle": "middle"}
+    whole, early = (Live(model, taps=taps, gradient=gradient, stop_early=stop) for stop in (False, True))
+    expected = whole(batch(), ["middle"])
+    assert heads == [1]
+    found = early(batch(), ["middle"])
+    assert heads == [1]
+    assert set(found) == {"middle"}
+    assert torch.equal(found["middle"], expected["middle"])
+    assert early.fingerprint() == whole.fingerprint()
+    # Outputs, or all there is, need the whole pass.
+    assert set(early(batch(), ["middle", "logits"])) == {"middle", "logits"}
+    assert set(early(batch())) == {"middle", "logits"}
+    assert heads == [1] * 3
+    check_source(Live(Network(), taps=taps, stop_early=True), batch(), NEEDS)
+
+
+def test_a_network_that_fails_before_its_tap_says_so() -> None:
+    def broken(model: nn.Module, given: Any) -> dict[str, Tensor]:
+        raise ValueError("no such pixel")
+
+    with pytest.raises(ValueError, match="no such pixel"):
+        Live(Network(), taps={"middle": "middle"}, forward=broken, stop_early=True)(batch(), ["middle"])

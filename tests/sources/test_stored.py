@@ -11,7 +11,7 @@ from limbeck.losses import forward_kl
 from limbeck.sources.base import Source
 from limbeck.sources.cached import Cached
 from limbeck.sources.live import Live
-from limbeck.sources.stored import ClassVectors, Table
+from limbeck.sources.stored import ClassVectors, Given, Table
 from tests.sources.contract import check_source
 from tests.sources.helpers import NEEDS, Network, batch
 
@@ -143,3 +143,14 @@ def test_augmented_batches_and_nothing_make_no_table() -> None:
         Table.of(Live(Network()), [{**batch(), "view": torch.arange(12)}])
     with pytest.raises(UserError, match="at least one batch"):
         Table.of(Live(Network()), [])
+
+
+def test_a_given_teacher_says_what_the_student_is_given() -> None:
+    maps = {"deep": torch.randn(4, 3, 2, 2), "fine": torch.randn(4, 3, 4, 4)}
+    given = {"input": maps, "id": torch.arange(4)}
+    check_source(Given(), given, ("deep",))
+    assert set(Given()(given)) == {"deep", "fine"}
+    with pytest.raises(UserError, match="mapping"):
+        Given()({"input": maps["deep"], "id": torch.arange(4)})
+    with pytest.raises(UserError, match="middle"):
+        Given()(given, ("middle",))

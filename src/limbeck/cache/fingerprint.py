@@ -58,6 +58,11 @@ def fingerprint_module(module: nn.Module) -> str:
     return fingerprint_text("module", structure, fingerprint_tensors(tensors), extras)
 
 
+def fingerprint_settings(*parts: nn.Module) -> str:
+    """Hash of what modules are set to: the class and plain public attributes of each; no weights, no submodules."""
+    return fingerprint_text("settings", [_describe(part) for part in parts])
+
+
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Hash of named tensors: names, dtypes, shapes and bytes."""
     known: dict[tuple[Any, ...], str] = {}
@@ -186,6 +191,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, (tuple, list)) and all(isinstance(item, (bool, int, float, str)) for item in value):
         return list(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _canonical(value, "settings", strict=False)
     # Functions and classes count by name without their module, which is __main__ for some and not for others.
     if not isinstance(value, nn.Module) and callable(value) and hasattr(value, "__qualname__"):
         return str(value.__qualname__)

@@ -1,8 +1,9 @@
 """Condensation: small sets of samples that stand for large ones, whatever the samples are.
 
 The store (what a distilled set is and what it weighs), selectors of real samples (random, herding, k-center) at an
-equal number of bytes, a loader that draws by weight, and the evaluator: fresh networks trained on the set, tested on
-real data.
+equal number of bytes, loaders that draw by weight or by class, and the evaluator: fresh networks trained on the set,
+tested on real data. For images that are learned: ``SyntheticImages`` (tiles, eight bits), networks to match features
+with (``ExpertPool``, ``FreshNetworks``), and ``DistributionMatching``, the loop.
 """
 
 from __future__ import annotations
@@ -12,16 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from limbeck.condensation.evaluation import Training, evaluate, train_fresh
+    from limbeck.condensation.experts import ExpertPool, FreshNetworks
+    from limbeck.condensation.images import SyntheticImages
     from limbeck.condensation.itemsets import TooManyItemsets, frequent_itemsets
-    from limbeck.condensation.sampling import WeightedLoader
+    from limbeck.condensation.matching import DistributionMatching, distil
+    from limbeck.condensation.packing import Tiles
+    from limbeck.condensation.sampling import ClassLoader, WeightedLoader
     from limbeck.condensation.selection import herding_order, k_center_order, random_order, select
     from limbeck.condensation.store import DistilledSet
 
 _HOMES = {
+    "ClassLoader": "sampling",
     "DistilledSet": "store",
+    "DistributionMatching": "matching",
+    "ExpertPool": "experts",
+    "FreshNetworks": "experts",
+    "SyntheticImages": "images",
+    "Tiles": "packing",
     "TooManyItemsets": "itemsets",
     "Training": "evaluation",
     "WeightedLoader": "sampling",
+    "distil": "matching",
     "evaluate": "evaluation",
     "frequent_itemsets": "itemsets",
     "herding_order": "selection",
@@ -32,10 +44,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "ClassLoader",
     "DistilledSet",
+    "DistributionMatching",
+    "ExpertPool",
+    "FreshNetworks",
+    "SyntheticImages",
+    "Tiles",
     "TooManyItemsets",
     "Training",
     "WeightedLoader",
+    "distil",
     "evaluate",
     "frequent_itemsets",
     "herding_order",

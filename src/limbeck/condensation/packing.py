@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from limbeck.data.computation_trees import ComputationTrees, forest
 from limbeck.data.graphs import Graph, undirected
 from limbeck.errors import UserError
 
 Tensors = dict[str, Tensor]
+# Before the name of a tensor that was int64 before it was packed.
+_WIDE = "int64:"
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
@@ -40,6 +43,39 @@ class Forests:
         return len(self.sets)
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """Samples that are images of eight bits, each of which may hold several.
+
+    Attributes:
+        pixels: uint8 ``[N, C, H, W]``.
+        factor: tiles per side; an image holds ``factor^2`` samples, row by row.
+    """
+
+    pixels: Tensor
+    factor: int = 1
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.pixels) * self.factor**2
+
+
+def decode_tiles(pixels: Tensor, factor: int) -> Tensor:
+    """Images ``[N, C, H, W]`` cut into ``factor^2`` tiles, each enlarged to ``[C, H, W]``: ``[N * factor^2, C, H, W]``.
+
+    A side that ``factor`` does not divide is first filled up with grey (0.5) to the right and below.
+    """
+    if factor == 1:
+        return pixels
+    height, width = pixels.shape[-2:]
+    sides = -(-height // factor), -(-width // factor)
+    padding = (0, factor * sides[1] - width, 0, factor * sides[0] - height)
+    padded = functional.pad(pixels, padding, value=0.5) if any(padding) else pixels
+    grid = padded.view(len(pixels), -1, factor, sides[0], factor, sides[1]).permute(0, 2, 4, 1, 3, 5)
+    tiles = grid.reshape(len(pixels) * factor**2, -1, *sides)
+    return functional.interpolate(tiles, (height, width), mode="bilinear", align_corners=False)
+
+
 def narrow(values: Tensor) -> Tensor:
     """Whole numbers in the smallest integer type that holds them all; other numbers as they are."""
     if values.dtype == torch.bool or values.is_floating_point():
@@ -52,17 +88,32 @@ def narrow(values: Tensor) -> Tensor:
 
 
 def pack(samples: Any) -> tuple[str, Tensors]:
-    """The kind of ``samples`` and their tensors: a tensor, a mapping of tensors, graphs, or :class:`Forests`."""
+    """The kind of ``samples`` and their tensors: a tensor, a mapping of tensors, graphs, :class:`Forests` or
+    :class:`Tiles`."""
     if isinstance(samples, Tensor):
-        return "tensor", {"input": narrow(samples)}
+        return "tensor", dict([_stored("input", samples)])
     if isinstance(samples, Mapping):
-        return "tensors", {f"input.{name}": narrow(values) for name, values in samples.items()}
+        return "tensors", dict(_stored(f"input.{name}", values) for name, values in samples.items())
     if isinstance(samples, Forests):
         return "forests", _pack_forests(samples)
+    if isinstance(samples, Tiles):
+        return "tiles", {"pixels": samples.pixels, "factor": torch.tensor([samples.factor], dtype=torch.uint8)}
     if isinstance(samples, Sequence) and samples and all(isinstance(one, Graph) for one in samples):
         mirrored = all(undirected(graph) for graph in samples)
         return ("graphs_undirected" if mirrored else "graphs"), _pack_graphs(samples, mirrored)
-    raise UserError("samples", type(samples).__name__, "a tensor, a mapping of tensors, graphs, or forests of trees")
+    raise UserError("samples", type(samples).__name__, "a tensor, a mapping of tensors, graphs, forests or tiles")
+
+
+def _stored(name: str, values: Tensor) -> tuple[str, Tensor]:
+    """Ids of words must come back as int64, which embeddings ask for, and images of bytes as bytes."""
+    return (f"{_WIDE}{name}", narrow(values)) if values.dtype == torch.int64 else (name, values)
+
+
+def _restored(tensors: Tensors) -> Tensors:
+    return {
+        name.removeprefix(_WIDE): values.long() if name.startswith(_WIDE) else values
+        for name, values in tensors.items()
+    }
 
 
 def unpack(kind: str, tensors: Tensors) -> Any:
@@ -141,9 +192,10 @@ def _unpack_forests(tensors: Tensors) -> list[Graph]:
 
 
 _UNPACK: dict[str, Callable[[Tensors], Any]] = {
-    "tensor": lambda tensors: tensors["input"],
-    "tensors": lambda tensors: {name.removeprefix("input."): values for name, values in tensors.items()},
+    "tensor": lambda tensors: _restored(tensors)["input"],
+    "tensors": lambda tensors: {name.removeprefix("input."): one for name, one in _restored(tensors).items()},
     "graphs": lambda tensors: _unpack_graphs(tensors, mirrored=False),
     "graphs_undirected": lambda tensors: _unpack_graphs(tensors, mirrored=True),
     "forests": _unpack_forests,
+    "tiles": lambda tensors: decode_tiles(tensors["pixels"].float() / 255, int(tensors["factor"])),
 }

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limbeck.condensation.packing import Forests, narrow, pack, unpack
+from limbeck.condensation.packing import Forests, Tiles, narrow, pack, unpack
 from limbeck.data.graphs import Graph
 from limbeck.data.split import Split
 from limbeck.data.store import locked, written_aside
@@ -28,9 +28,10 @@ class DistilledSet:
     """Samples that stand for a data set. Make one with :meth:`of`.
 
     Attributes:
-        kind: what the samples are: ``tensor``, ``tensors``, ``graphs``, ``graphs_undirected`` or ``forests``.
+        kind: what the samples are: ``tensor``, ``tensors``, ``graphs``, ``graphs_undirected``, ``forests`` or
+            ``tiles``.
         tensors: the samples as they are stored.
-        target: classes ``[N]`` or soft labels ``[N, C]``, as stored.
+        target: classes ``[N]`` or soft labels ``[N, C]``, as stored; all tiles of an image may share one.
         weight: how often a sample should be drawn, relative to the others, ``[N]``; ``None``: all alike.
         about: texts that travel along: how it was made, from which data.
 
@@ -47,7 +48,7 @@ class DistilledSet:
     @classmethod
     def of(
         cls,
-        samples: Tensor | Mapping[str, Tensor] | Sequence[Graph] | Forests,
+        samples: Tensor | Mapping[str, Tensor] | Sequence[Graph] | Forests | Tiles,
         target: Tensor,
         weight: Tensor | None = None,
         about: Mapping[str, str] | None = None,
@@ -55,22 +56,26 @@ class DistilledSet:
         """Pack samples without loss.
 
         Args:
-            samples: images or features as a tensor ``[N, ...]``, a mapping of such tensors, graphs, or forests of
-                computation trees. Floating numbers keep their type: convert them first to store less.
-            target: int64 ``[N]`` or floating ``[N, C]``.
-            weight: non-negative, not all zero.
+            samples: images or features as a tensor ``[N, ...]``, a mapping of such tensors, graphs, forests of
+                computation trees, or tiled images of eight bits. Floating numbers keep their type: convert them first
+                to store less.
+            target: int64 ``[N]`` or floating ``[N, C]``; of tiled images also one per image.
+            weight: non-negative, not all zero; as many as targets.
         """
         kind, tensors = pack(samples)
         count = len(next(iter(samples.values()))) if isinstance(samples, Mapping) else len(samples)
-        for name, value in {"target": target, "weight": weight}.items():
-            if value is not None and len(value) != count:
-                raise UserError(f"distilled {name}", f"{len(value)} rows", f"one per sample, {count}")
+        if len(target) != count and not (isinstance(samples, Tiles) and len(target) == len(samples.pixels)):
+            raise UserError("distilled target", f"{len(target)} rows", f"one per sample, {count}")
+        if weight is not None and len(weight) != len(target):
+            raise UserError("distilled weight", f"{len(weight)} rows", f"one per target, {len(target)}")
         if weight is not None and (bool((weight < 0).any()) or not bool((weight > 0).any())):
             raise UserError("distilled weight", "negative or all zero", "non-negative weights, one of them positive")
         return cls(kind, tensors, narrow(target), None if weight is None else narrow(weight), dict(about or {}))
 
     def __len__(self) -> int:
         """Number of samples."""
+        if self.kind == "tiles":
+            return len(self.tensors["pixels"]) * int(self.tensors["factor"]) ** 2
         return len(self.target)
 
     @property
@@ -86,8 +91,16 @@ class DistilledSet:
 
     def split(self) -> Split:
         """The samples as training data; ids are their positions."""
-        target = self.target if self.target.is_floating_point() else self.target.long()
-        return Split(self.samples, target, torch.arange(len(self)))
+        target = self.target.float() if self.target.is_floating_point() else self.target.long()
+        return Split(self.samples, self._per_sample(target), torch.arange(len(self)))
+
+    @property
+    def sample_weight(self) -> Tensor | None:
+        """The weight of every sample, ``None``: all alike."""
+        return None if self.weight is None else self._per_sample(self.weight)
+
+    def _per_sample(self, values: Tensor) -> Tensor:
+        return values.repeat_interleave(len(self) // len(values), dim=0)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file; the old one stays until the new one is whole."""

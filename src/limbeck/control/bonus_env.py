@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.control.arrivals import arrivals, autoreset_mode
-from limbeck.control.intrinsic import IntrinsicReward
+from limbeck.control.intrinsic import IntrinsicReward, checked
 from limbeck.control.normalise import ReturnScale
 from limbeck.errors import UserError, require
 
@@ -78,12 +78,12 @@ class BonusVectorEnv(VectorWrapper):
         ended = np.asarray(terminated) | np.asarray(truncated)
         found, valid = arrivals(self.mode, observations, infos, ended, self._ended)
         self._ended = ended
-        bonuses = torch.zeros(len(ended))
+        bonuses, warming = torch.zeros(len(ended)), self.warm_up > 0
         if valid.any():
-            states = self.states(found[valid])
+            states = checked(self.states(found[valid]))
             bonuses[torch.from_numpy(valid)] = self._visit(states).float().cpu()
         if self.scale is not None:
-            if self.learning:
+            if self.learning and not warming:
                 self.scale.update(bonuses[None])
             bonuses = self.scale(bonuses)
         paid = bonuses.numpy().astype(np.float64)

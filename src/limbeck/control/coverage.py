@@ -61,13 +61,13 @@ def steps_to_share(
         return budget
     sums = np.convolve(np.asarray(success, float), np.ones(window), "valid") / window
     reached = np.flatnonzero(sums >= share)
-    return int(steps[reached[0] + window - 1]) if len(reached) else budget
+    return min(int(steps[reached[0] + window - 1]), budget) if len(reached) else budget
 
 
 def first_success(steps: Sequence[int], success: Sequence[float], budget: int) -> int:
     """Environment steps until the first success; the ``budget`` if there was none."""
     reached = np.flatnonzero(np.asarray(success, float) > 0)
-    return int(steps[reached[0]]) if len(reached) else budget
+    return min(int(steps[reached[0]]), budget) if len(reached) else budget
 
 
 def regret(returns: Sequence[float], best: float) -> float:

@@ -32,8 +32,11 @@ class RandomDistillation(IntrinsicReward):
     | ``mean`` | mean (f - mu)^2 | RND, RDD (default) |
     | ``normalised`` | mean (f - mu)^2 / v | an estimate of 1/n, whatever sigma |
     | ``root`` | its square root | n^-1/2, as coin flips and count bonuses have it |
-    | ``drnd`` | 0.9 mean (f - mu)^2 + 0.1 mean sqrt of the clipped abs(f^2 - mu^2) / v | DRND |
+    | ``drnd`` | 0.9 **sum** (f - mu)^2 + 0.1 mean sqrt of the clipped abs(f^2 - mu^2) / v | DRND |
     | ``sample`` | mean (f - sample)^2 | **wrong** for noisy targets: never falls below v. Kept as a control |
+
+    DRND's first term is a sum over dimensions and its second a mean, as in its authors' code: the second matters only
+    where the first has nearly gone.
 
     ``sample`` draws, so it is the one read-out whose bonus is not the same twice.
 
@@ -95,7 +98,7 @@ class RandomDistillation(IntrinsicReward):
             return errors.mean(dim=-1)
         variance = self.target.variance(seen).clamp_min(1e-12)
         if self.readout == "drnd":
-            return 0.9 * errors.mean(dim=-1) + 0.1 * self._second_moment(prediction, seen, variance)
+            return 0.9 * errors.sum(dim=-1) + 0.1 * self._second_moment(prediction, seen, variance)
         scaled: Tensor = (errors / variance).mean(dim=-1)
         return scaled if self.readout == "normalised" else scaled.sqrt()
 

@@ -175,6 +175,8 @@ def _pip(row: Artefact, folder: Path) -> None:
 
 def _wheel_tags(file: str) -> list[str]:
     """Options that name the very wheel: compiled packages hold the same data for every machine, under other hashes."""
+    if not file.endswith(".whl"):
+        return []
     python, abi, platforms = Path(file).stem.rsplit("-", 3)[1:]
     if (abi, platforms) == ("none", "any"):
         return []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -135,6 +136,18 @@ def forest(trees: ComputationTrees, ids: Sequence[int], counts: Sequence[float] 
         torch.cat([part.edge_labels for part in parts]),
         torch.cat([pool * weight for pool, weight in zip(pools, weights, strict=True)]),
     )
+
+
+def counted_once(graph: Graph, trees: ComputationTrees) -> Graph:
+    """The graph with every distinct tree counted once in pooling, however many nodes have it: as a set of trees.
+
+        pool_v = 1 / | { u : T(u, L) = T(v, L) } |
+
+    Pooled so, a graph gives what the forest of its distinct trees gives (of nodes that count alike).
+    """
+    roots = trees.roots(graph)
+    counts = Counter(roots)
+    return replace(graph, pool=torch.tensor([1 / counts[tree] for tree in roots]))
 
 
 def tree_histograms(graphs: Sequence[Graph], hops: int, *, least_graphs: int = 1, largest: int = 5_000) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.data.split import Split
 from limbeck.errors import UserError, require
 
 Attributes = tuple[int, ...]
@@ -43,7 +44,8 @@ class Graph:
                 "graph edges", str(tuple(self.edges.shape)), f"[2, {len(self.edge_labels)}], as edge_labels"
             )
         if self.edges.numel() and not 0 <= int(self.edges.min()) <= int(self.edges.max()) < count:
-            raise UserError("graph edges", f"node {int(self.edges.max())}", f"nodes 0 to {count - 1}")
+            wrong = int(self.edges.min() if int(self.edges.min()) < 0 else self.edges.max())
+            raise UserError("graph edges", f"node {wrong}", f"nodes 0 to {count - 1}")
         if self.pool is not None and self.pool.shape != self.nodes.shape:
             raise UserError("graph pool", str(tuple(self.pool.shape)), f"one number per node, [{count}]")
 
@@ -76,6 +78,18 @@ def undirected(graph: Graph) -> bool:
     forth = sorted(zip(*graph.edges.tolist(), graph.edge_labels.tolist()))
     back = sorted(zip(*graph.edges.flip(0).tolist(), graph.edge_labels.tolist()))
     return forth == back and not bool((graph.edges[0] == graph.edges[1]).any())
+
+
+def graphs_of(split: Split) -> list[Graph]:
+    """The samples of a split of graphs.
+
+    Raises:
+        UserError: they are something else.
+    """
+    found = [one for one in split.input if isinstance(one, Graph)]
+    if len(found) != len(split):
+        raise UserError("samples", type(split.input).__name__, "graphs")
+    return found
 
 
 class LabelTable:

@@ -116,11 +116,11 @@ class TensorLoader:
             # The state moves on before the batch is handed out: saved while the batch is at work, it means
             # the next one.
             self._epoch, self._position = (epoch + 1, 0) if position == batches else (epoch, position)
-            yield self._batch(index, epoch)
+            yield self._batch(index, epoch, position - 1)
 
     def peek(self) -> dict[str, Any]:
         """The next epoch's first batch, without moving the state: for dry runs and for measuring."""
-        return self._batch(self.order(self._epoch)[0], self._epoch)
+        return self._batch(self.order(self._epoch)[0], self._epoch, 0)
 
     def order(self, epoch: int) -> list[Tensor]:
         """Positions of the samples of every global batch of ``epoch``."""
@@ -158,15 +158,20 @@ class TensorLoader:
     def _meaning(self) -> dict[str, int]:
         return {"seed": self.seed, "batch_size": self.batch_size, "samples": self.samples}
 
-    def _batch(self, index: Tensor, epoch: int) -> dict[str, Any]:
-        index = index[self.rank :: self.world_size]
+    def _batch(self, index: Tensor, epoch: int, position: int) -> dict[str, Any]:
+        draws = torch.arange(len(index)) + position * self.batch_size
+        index, draws = index[self.rank :: self.world_size], draws[self.rank :: self.world_size]
         batch = {name: take(values, index) for name, values in self.columns.items()}
         if self.collate is not None:
             batch["input"] = self.collate(batch["input"])
         if self.transform is not None:
-            batch["view"] = view_seeds(self.seed, epoch, batch["id"])
+            batch["view"] = self._views(batch["id"], epoch, draws)
             batch = dict(self.transform(batch))
         return batch
+
+    def _views(self, ids: Tensor, epoch: int, draws: Tensor) -> Tensor:
+        """View seeds; ``draws`` are the samples' places in the epoch, of which seeds are to be independent here."""
+        return view_seeds(self.seed, epoch, ids)
 
     def _check(self) -> None:
         if self.samples == 0:

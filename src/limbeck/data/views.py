@@ -35,8 +35,8 @@ def view_seeds(seed: int, epoch: int, ids: Tensor) -> Tensor:
     return mix(mix(ids) ^ epoch_seed(seed, epoch))
 
 
-def uniform(view: Tensor, draw: int) -> Tensor:
-    """The ``draw``-th uniform number in [0, 1) of every view, float64 of the shape of ``view``."""
+def uniform(view: Tensor, draw: int | Tensor) -> Tensor:
+    """The ``draw``-th uniform number in [0, 1) of every view, float64; ``view`` and ``draw`` broadcast."""
     scrambled = mix(mix(view) + draw)
     return _shift(scrambled, 11).double() * 2.0**-53
 

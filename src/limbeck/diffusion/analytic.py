@@ -101,3 +101,36 @@ class MixtureDenoiser:
         if bool((shares.sum(1) == 0).any()):
             raise UserError("condition", condition.tolist(), f"classes 0 to {self.null - 1}, or {self.null} for null")
         return shares / shares.sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def score_gap(
+    samples: Tensor, teacher: MixtureDenoiser, times: Sequence[int], condition: Tensor | None = None, seed: int = 0
+) -> float:
+    """How far the score of generated samples is from the true one: a Fisher divergence in units of the noise.
+
+        mean over t of  E | eps_samples(x_t) - eps_teacher(x_t) |^2 / D,     x_t = noised samples
+
+    The noised distribution of the samples is a mixture with a component on each, so its score is known exactly. One
+    half of the samples stands for the distribution, the other half is where it is looked at. Near 0 for the teacher's
+    own samples; what is left there is the samples' number, so compare equal numbers.
+
+    Args:
+        samples: ``[N, D]``. times: noise levels to average over; very low ones see single samples.
+        condition: one class for all samples, a scalar or None.
+        seed: of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made, looked_at = samples[0::2], samples[1::2]
+    found = MixtureDenoiser(teacher.schedule, made, 0.0)
+    given = None if condition is None else condition.expand(len(looked_at))
+    gaps = []
+    for time in times:
+        t = torch.full((len(looked_at),), time)
+        noise = torch.randn(looked_at.shape, generator=generator, dtype=samples.dtype)
+        x = teacher.schedule.add_noise(looked_at, noise, t)
+        ours, theirs = (
+            one.schedule.convert(one.x0(x, t, c), x, t, "x0", "eps") for one, c in ((found, None), (teacher, given))
+        )
+        gaps.append((ours - theirs).square().mean())
+    return float(torch.stack(gaps).mean())

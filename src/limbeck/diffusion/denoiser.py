@@ -7,7 +7,7 @@ of such tensors. What the prediction means (eps, x0, v) belongs to the schedule'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -54,6 +54,20 @@ def stacked(conditions: list[Condition]) -> Condition:
     if isinstance(first, Mapping):
         return {name: torch.cat([one[name] for one in conditions]) for name in first}  # type: ignore[index]
     return torch.cat(conditions)  # type: ignore[arg-type]
+
+
+def count(condition: Condition) -> int:
+    """How many samples a condition is for."""
+    if condition is None:
+        raise UserError("condition", None, "a tensor or a mapping of tensors, one row per sample")
+    return len(next(iter(condition.values())) if isinstance(condition, Mapping) else condition)
+
+
+def select(condition: Condition, rows: slice) -> Condition:
+    """The conditions of some samples."""
+    if isinstance(condition, Mapping):
+        return {name: value[rows] for name, value in condition.items()}
+    return None if condition is None else condition[rows]
 
 
 def guide(unconditional: Tensor, conditional: Tensor, scale: float | Tensor) -> Tensor:
@@ -137,23 +151,33 @@ class EDMDenoiser(nn.Module):
         return made
 
 
-def from_diffusers(unet: nn.Module) -> Callable[..., Tensor]:
-    """A diffusers UNet as a :class:`Denoiser`.
+class DiffusersDenoiser(nn.Module):
+    """A diffusers UNet as a :class:`Denoiser`; the UNet itself is its only part, ``unet``.
 
     Conditions: class numbers or None for ``UNet2DModel``; for conditional UNets the text embeddings, or a mapping of
     keyword arguments of ``forward`` (``encoder_hidden_states``, ``class_labels`` ...).
     """
-    from limbeck.diffusion.adapters import arguments, kind_of
 
-    kind = kind_of(unet)
-    if kind is None:
-        raise UserError("unet", type(unet).__name__, "a UNet of diffusers")
+    def __init__(self, unet: nn.Module) -> None:
+        from limbeck.diffusion.adapters import kind_of
 
-    def denoise(x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
-        made: Tensor = unet(x, t, **arguments(kind, condition), return_dict=False)[0]
+        super().__init__()
+        kind = kind_of(unet)
+        if kind is None:
+            raise UserError("unet", type(unet).__name__, "a UNet of diffusers")
+        self.unet, self.kind = unet, kind
+
+    def forward(self, x: Tensor, t: Tensor, condition: Any = None) -> Tensor:
+        """The prediction ``[B, ...]``."""
+        from limbeck.diffusion.adapters import arguments
+
+        made: Tensor = self.unet(x, t, **arguments(self.kind, condition), return_dict=False)[0]
         return made
 
-    return denoise
+
+def from_diffusers(unet: nn.Module) -> DiffusersDenoiser:
+    """A diffusers UNet as a :class:`Denoiser`; see :class:`DiffusersDenoiser`."""
+    return DiffusersDenoiser(unet)
 
 
 def _rows(like: Tensor, null: Any) -> Tensor:

@@ -79,8 +79,8 @@ class NoiseSchedule(ABC):
         for kind in (given, wanted):
             if kind not in PREDICTIONS:
                 raise UserError("prediction", kind, PREDICTIONS)
-            if kind == "v" and not self.preserves_variance:
-                raise UserError("prediction", "v", "eps or x0: v is defined where alpha^2 + sigma^2 = 1")
+            if kind == "v":
+                _refuse_v(self)
         if given == wanted:
             return output
         alpha, sigma = self.shares(t, x)
@@ -108,7 +108,10 @@ class NoiseSchedule(ABC):
             raise UserError("prediction", prediction, PREDICTIONS)
         if prediction != "v":
             return {"eps": noise, "x0": x0}[prediction]
-        return self.convert(noise, self.add_noise(x0, noise, t), t, "eps", "v")
+        # Not by way of eps or x0, which are lost where alpha or sigma is 0: v is defined there too.
+        _refuse_v(self)
+        alpha, sigma = self.shares(t, x0)
+        return alpha * noise - sigma * x0
 
 
 class DiscreteSchedule(NoiseSchedule):
@@ -263,6 +266,11 @@ def prediction_of(scheduler: Any) -> str:
 def _floating(t: Tensor | float) -> Tensor:
     times = torch.as_tensor(t)
     return times if times.is_floating_point() else times.to(torch.float32)
+
+
+def _refuse_v(schedule: NoiseSchedule) -> None:
+    if not schedule.preserves_variance:
+        raise UserError("prediction", "v", "eps or x0: v is defined where alpha^2 + sigma^2 = 1")
 
 
 def _refuse_zero(share: Tensor, why: str) -> None:

@@ -81,7 +81,10 @@ def split(network: Any) -> SplitUNet:
     if isinstance(network, SplitUNet):
         return network
     from limbeck.diffusion import adapters
+    from limbeck.diffusion.denoiser import DiffusersDenoiser
 
+    if isinstance(network, DiffusersDenoiser):
+        network = network.unet
     kind = adapters.kind_of(network)
     if kind is None:
         raise UserError(

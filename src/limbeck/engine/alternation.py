@@ -21,7 +21,7 @@ from limbeck.sources import Average, Live, PseudoLabels, Source
 
 
 @dataclass(frozen=True)
-class Turn:
+class HalfCycle:
     """The training of one network.
 
     Attributes:
@@ -60,7 +60,7 @@ class Form:
     """
 
     name: str
-    initial: Callable[[Turn], nn.Module]
+    initial: Callable[[HalfCycle], nn.Module]
     objective: Callable[[], Objective]
     train: Callable[[int], Iterable[Any]]
     ask: Callable[[], Iterable[Batch]]
@@ -128,7 +128,7 @@ class Alternation:
             # Else the labels of an older run would be met, and refused.
             self.labels.clear()
 
-    def run(self, cycles: int) -> Iterable[tuple[Turn, nn.Module]]:
+    def run(self, cycles: int) -> Iterable[tuple[HalfCycle, nn.Module]]:
         """Every turn with its trained network, one after the other; a turn is trained when it is asked for.
 
         ``networks`` are always the newest of every member.
@@ -140,7 +140,7 @@ class Alternation:
                 teacher = self._label(cycle, place)
                 trained = []
                 for member, forms in enumerate(self.members):
-                    turn = Turn(cycle, forms[place].name, member, self.networks[member], self.start[member])
+                    turn = HalfCycle(cycle, forms[place].name, member, self.networks[member], self.start[member])
                     trained.append(self._train(turn, forms[place], place, teacher))
                     yield turn, trained[-1]
                 self.networks = trained
@@ -161,7 +161,7 @@ class Alternation:
     def _device(self) -> str:
         return "cuda" if torch.cuda.is_available() and self.options.get("accelerator") != "cpu" else "cpu"
 
-    def _train(self, turn: Turn, form: Form, place: int, teacher: Source) -> nn.Module:
+    def _train(self, turn: HalfCycle, form: Form, place: int, teacher: Source) -> nn.Module:
         number = (turn.cycle * len(self.members[0]) + place) * len(self.members) + turn.member
         seed = epoch_seed(self.seed, number)
         with torch.random.fork_rng(devices=[]):

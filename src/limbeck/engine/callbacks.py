@@ -6,9 +6,9 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning import LightningModule, Trainer
@@ -21,6 +21,14 @@ from limbeck.nn.gather import share_buffers, sum_over_processes, world_size
 from limbeck.nn.mode import evaluating
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """What wants to see the validated numbers of every epoch."""
+
+    def look(self, values: Mapping[str, float], epoch: int, pl_module: LightningModule) -> None:
+        """``epoch`` counts from 1; the Trainer is ``pl_module.trainer``."""
 
 
 class KeepBest(Callback):
@@ -51,6 +59,68 @@ class KeepBest(Callback):
         """Give the network the best epoch's weights."""
         if self._weights:
             pl_module.load_state_dict(self._weights)
+
+
+class Plateau(Callback):
+    """Cuts the learning rate when the validation metric stands still, and ends a training that went stale.
+
+    Give it to :func:`~limbeck.engine.fit` as a callback, with a ``validate`` function and a constant schedule. After
+    ``patience`` epochs without a gain of more than ``smallest`` the rate is multiplied by ``factor``, then not again
+    for ``wait`` epochs. Training ends after more than ``stop_after`` stale epochs or more than ``most_cuts`` cuts.
+
+    Unlike torch's ``ReduceLROnPlateau`` it leaves the count of stale epochs alone when it cuts, so that a plateau that
+    goes on is cut every ``wait`` epochs. The defaults are those of Polino et al., 2018.
+    """
+
+    def __init__(
+        self,
+        metric: str = "accuracy",
+        *,
+        higher: bool = True,
+        smallest: float = 1e-3,
+        patience: int = 10,
+        wait: int = 8,
+        factor: float = 0.5,
+        stop_after: int = 30,
+        most_cuts: int = 11,
+    ) -> None:
+        if not 0 < factor < 1:
+            raise UserError("factor", factor, "a number between 0 and 1")
+        self.metric, self.sign = metric, 1.0 if higher else -1.0
+        self.smallest, self.patience, self.wait, self.factor = smallest, patience, wait, factor
+        self.stop_after, self.most_cuts = stop_after, most_cuts
+        self.state: dict[str, float] = {"best": -math.inf, "stale": 0, "waiting": 0, "cuts": 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = dict(state)
+
+    def look(self, values: Mapping[str, float], epoch: int, pl_module: LightningModule) -> None:
+        """Take notice of an epoch's validation; NaN is no gain."""
+        if self.metric not in values:
+            raise UserError("plateau", self.metric, values)
+        value, now = self.sign * values[self.metric], self.state
+        if value - self.smallest > now["best"]:
+            now["best"], now["stale"] = value, 0
+        else:
+            now["stale"] += 1
+        now["waiting"] = max(now["waiting"] - 1, 0)
+        if now["stale"] >= self.patience and not now["waiting"]:
+            now["waiting"], now["cuts"] = self.wait, now["cuts"] + 1
+            self._cut(pl_module.trainer)
+        if now["stale"] > self.stop_after or now["cuts"] > self.most_cuts:
+            pl_module.trainer.should_stop = True
+
+    def _cut(self, trainer: Trainer) -> None:
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.factor
+        # Schedules compute the rate anew from their base at every step.
+        for config in trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            scheduler.base_lrs = [rate * self.factor for rate in scheduler.base_lrs]
 
 
 class StopWhenDiverged(Callback):
@@ -91,11 +161,11 @@ class Record(Callback):
         folder: Path | None,
         every: int,
         validate: Validate | None = None,
-        best: KeepBest | None = None,
+        judges: Sequence[Judge] = (),
         validate_every: int | None = None,
     ) -> None:
         self.path = folder / "log.jsonl" if folder is not None else None
-        self.every, self.validate, self.best = every, validate, best
+        self.every, self.validate, self.judges = every, validate, judges
         self.validate_every = validate_every
         self.lines: list[dict[str, float]] = []
         self._file: Any = None
@@ -129,21 +199,23 @@ class Record(Callback):
             self._write({"step": step, "epoch": trainer.current_epoch, **_over_processes(pl_module.latest_terms)})
         # The last step of an epoch is validated at its end.
         if self.validate_every and step and step % self.validate_every == 0 and not trainer.is_last_batch:
-            self._look(trainer, pl_module)
+            # Who judges epochs waits for their end.
+            self._look(trainer, pl_module, [judge for judge in self.judges if isinstance(judge, KeepBest)])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self._look(trainer, pl_module)
+        self._look(trainer, pl_module, self.judges)
 
-    def _look(self, trainer: Trainer, pl_module: Any) -> None:
+    def _look(self, trainer: Trainer, pl_module: Any, judges: Sequence[Judge]) -> None:
         share_buffers(pl_module)
         if self.validate is None:
             return
         start = time.perf_counter()
+        in_view = getattr(pl_module, "in_view", contextlib.nullcontext)
         # Validation draws nothing from the generators that training will go on with.
-        with evaluating(pl_module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with evaluating(pl_module), torch.no_grad(), torch.random.fork_rng(devices=[]), in_view():
             values = {name: float(value) for name, value in self.validate(pl_module).items()}
-        if self.best is not None:
-            self.best.look(values, trainer.current_epoch + 1, pl_module)
+        for judge in judges:
+            judge.look(values, trainer.current_epoch + 1, pl_module)
         self._validation_seconds += time.perf_counter() - start
         line = {f"validation/{name}": value for name, value in values.items()}
         self._write({"step": pl_module.steps_done, "epoch": trainer.current_epoch + 1, **line})

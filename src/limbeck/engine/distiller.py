@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,6 +16,7 @@ from limbeck.engine.checkpoints import ExactResume
 from limbeck.engine.optimizer import OptimizerSettings, log_every, training_steps
 from limbeck.errors import LimbeckError, UserError
 from limbeck.nn.mode import evaluating
+from limbeck.nn.substitute import WeightView, substituted
 from limbeck.objectives.base import Objective, total
 from limbeck.signals import Batch, Forward, Signals, move, run_network
 from limbeck.sources import Live, Source
@@ -33,6 +35,9 @@ class Distiller(LightningModule):
         forward: how to run the student on a batch.
         trainable: patterns of parameter names that learn; everything else is frozen. A part that does not learn stays
             in eval mode, whoever froze it; the rest is put into training mode.
+        weights: what every forward pass of the student sees in the place of its weights (quantised ones, say); what
+            the view has to learn itself is trained too. The optimiser moves the student's own weights, which keep
+            their full precision until :meth:`finish` writes the view's in their place.
         log_gradient_norms: also log the gradient norm of every term (one more backward pass per logged step).
 
     The checkpoint holds the student, the objective's own weights (projectors) and the state of a changing teacher;
@@ -49,10 +54,11 @@ class Distiller(LightningModule):
         taps: Mapping[str, str] | None = None,
         forward: Forward = run_network,
         trainable: Iterable[str] = ("*",),
+        weights: WeightView | None = None,
         log_gradient_norms: bool = False,
     ) -> None:
         super().__init__()
-        self.student, self.objective = student, objective
+        self.student, self.objective, self.weights = student, objective, weights
         self.teacher = Live(teacher) if isinstance(teacher, nn.Module) else teacher
         if self.teacher is not None and not isinstance(self.teacher, Source):
             raise UserError("teacher", type(teacher).__name__, "a source, a network or None")
@@ -67,7 +73,15 @@ class Distiller(LightningModule):
         freeze_except(student, tuple(trainable))
         self.steps_done = self.epochs_done = 0
         self.latest_terms: dict[str, Tensor] = {}
+        self._viewed = False
         self._refuse_shared_weights()
+        if weights is not None and getattr(student, "is_gradient_checkpointing", False):
+            raise UserError(
+                "weights",
+                "a view, for a student with gradient checkpointing",
+                "gradient checkpointing switched off",
+                "activations would be computed again from the student's own weights",
+            )
         # A pretrained network arrives in eval mode, and a Trainer leaves the mode as it is.
         self.train()
 
@@ -87,9 +101,23 @@ class Distiller(LightningModule):
 
     def student_signals(self, batch: Batch) -> Signals:
         """The student's outputs and taps for a batch."""
-        with self.taps.capture() as tapped:
+        with self.in_view(), self.taps.capture() as tapped:
             signals = self.run_student(self.student, batch)
         return {**signals, **tapped}
+
+    @contextmanager
+    def in_view(self) -> Iterator[None]:
+        """A block in which the student is what its forward passes see: with the view's weights, where there is one."""
+        # What is quantised already must not be quantised again.
+        if self.weights is None or self._viewed:
+            yield
+            return
+        self._viewed = True
+        try:
+            with substituted(self.student, self.weights.tensors(self.student)):
+                yield
+        finally:
+            self._viewed = False
 
     def teacher_signals(self, batch: Batch) -> Signals:
         """What the objective needs of the teacher for a batch."""
@@ -134,14 +162,15 @@ class Distiller(LightningModule):
         self.log_dict(values, batch_size=len(batch["id"]), sync_dist=True)
 
     def gradient_norms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Norm of the gradient of each term with respect to the student's trainable weights."""
-        weights = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        """Norm of the gradient of each term with respect to the trainable weights of the student and its view."""
+        parts = [self.student, *([self.weights] if self.weights else [])]
+        weights = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
         norms = {}
         for name, value in terms.items():
             if value.requires_grad:
                 gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
-                parts = [gradient.norm() for gradient in gradients if gradient is not None]
-                norms[f"gradient_norm/{name}"] = torch.stack(parts).norm() if parts else value.new_zeros(())
+                found = [gradient.norm() for gradient in gradients if gradient is not None]
+                norms[f"gradient_norm/{name}"] = torch.stack(found).norm() if found else value.new_zeros(())
         return norms
 
     @property
@@ -151,7 +180,7 @@ class Distiller(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = self.optimizer_settings.build(
-            self.parameters(), training_steps(self.trainer), fused=self.trainer.precision != "16-mixed"
+            self.named_parameters(), training_steps(self.trainer), fused=self.trainer.precision != "16-mixed"
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -185,8 +214,9 @@ class Distiller(LightningModule):
     def train(self, mode: bool = True) -> Distiller:
         super().train(mode)
         # BatchNorm of a frozen part would go on learning its statistics.
-        for module in frozen_modules(self.student):
-            module.eval()
+        if self.weights is None or not self.weights.trains_statistics:
+            for module in frozen_modules(self.student):
+                module.eval()
         return self
 
     # State and devices.
@@ -232,8 +262,14 @@ class Distiller(LightningModule):
         return self._fingerprint
 
     def finish(self) -> nn.Module:
-        """The student alone, in eval mode, without hooks, projectors or anything else that only training needed."""
+        """The student alone, in eval mode, without hooks, projectors or anything else that only training needed.
+
+        A view's weights are written into it for good.
+        """
         self.taps.close()
+        if self.weights is not None:
+            self.weights.write(self.student)
+            self.weights = None
         return self.student.eval()
 
 

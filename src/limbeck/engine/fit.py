@@ -16,10 +16,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from limbeck.data.loaders import TensorLoader
-from limbeck.engine.callbacks import KeepBest, Record, StopWhenDiverged, Validate
+from limbeck.engine.callbacks import Judge, KeepBest, Record, StopWhenDiverged, Validate
 from limbeck.engine.checkpoints import SaveLast, WholeFiles, check_whole
 from limbeck.engine.distiller import Distiller
-from limbeck.engine.peers import PeerDistiller
+from limbeck.engine.players import Players
 from limbeck.errors import UserError
 
 
@@ -78,14 +78,15 @@ def fit(
     callbacks: Sequence[Callback] = (),
     **trainer: Any,
 ) -> History:
-    """Train a :class:`Distiller` or :class:`PeerDistiller`.
+    """Train a :class:`Distiller`, a :class:`PeerDistiller` or any other :class:`Players`.
 
     Args:
         train: a loader of batches. A :class:`~limbeck.data.TensorLoader` begins at its epoch 0, resumes at the very
             next batch and gives every process its share. A torch ``DataLoader`` resumes at the beginning of an epoch,
             so that checkpoints are written only there. Anything else gives every process the same batches.
         epochs, steps: how long; one of the two.
-        validate: gets the distiller in eval mode after every epoch and returns named numbers.
+        validate: gets the distiller in eval mode after every epoch, its student with the weights that forward passes
+            see, and returns named numbers.
         validate_every: validate every so many steps too.
         select: the validated name by which the best epoch's weights are kept, or the best validated step's; the last
             epoch's by default.
@@ -96,6 +97,7 @@ def fit(
         progress: a bar, or a callback that shows one.
         checkpoint_seconds: time between two checkpoints inside an epoch.
         gradient_clip: largest norm of the gradient.
+        callbacks: Lightning's; one with a method ``look`` (:class:`~limbeck.engine.Plateau`) sees every validation.
         stop_when_diverged: raise when the loss and the weights are no longer finite, seen every ``log_every`` steps.
         trainer: anything else that Lightning's Trainer takes (``devices``, ``strategy``, ``precision``, ``logger``).
 
@@ -114,7 +116,10 @@ def fit(
         last.unlink(missing_ok=True)
     resumed = check_whole(last) if last is not None and last.exists() else None
     best = KeepBest(select, higher=select_higher) if select else None
-    record = Record(folder, log_every, validate, best, validate_every)
+    judges = [callback for callback in ([best] if best else []) + [*callbacks] if isinstance(callback, Judge)]
+    if judges and validate is None:
+        raise UserError("validate", "none", "a function that gives what the callbacks judge epochs by")
+    record = Record(folder, log_every, validate, judges, validate_every)
     own: list[Callback] = [record, *([best] if best else [])]
     if stop_when_diverged:
         own.append(StopWhenDiverged(log_every))
@@ -127,9 +132,9 @@ def fit(
     random.seed(seed)
     if isinstance(train, TensorLoader):
         train.set_epoch(0)
-    if isinstance(distiller, (Distiller, PeerDistiller)):
+    if isinstance(distiller, (Distiller, Players)):
         distiller.build(_first(train, distiller))
-    if isinstance(distiller, PeerDistiller):
+    if isinstance(distiller, Players):
         # Lightning clips only where it takes the step itself.
         distiller.gradient_clip, gradient_clip = gradient_clip or distiller.gradient_clip, None
     settings = {"logger": False, "accelerator": "auto", "devices": 1, **trainer}
@@ -178,7 +183,7 @@ def _check(
         raise UserError("resume", "no output folder", "out=, the folder of the run to go on with")
 
 
-def _first(train: Iterable[Any], distiller: Distiller | PeerDistiller) -> Any:
+def _first(train: Iterable[Any], distiller: Distiller | Players) -> Any:
     """The first batch, on the student's device, without moving the loader's position."""
     if isinstance(train, Iterator):
         raise UserError("train", type(train).__name__, "a loader that begins anew for every epoch")

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from lightning import Trainer
@@ -28,6 +29,10 @@ class OptimizerSettings:
         weight_decay: on weights of two or more axes only; biases and norm scales are not decayed.
         schedule: ``cosine`` or ``linear`` to zero, ``constant``, or ``step`` (a tenth at 60% and again at 85%).
         warmup: share of all steps over which the rate rises from zero.
+        betas: of adamw and adam.
+        rates: (pattern of weights' names, factor of ``lr``) pairs, of which the first that matches counts; names are
+            the distiller's, so those of the student begin with ``student.``. Other weights have ``lr`` itself.
+            :func:`~limbeck.engine.finetuning.layer_rates` makes the pairs of a layer-wise decay.
     """
 
     name: str = "adamw"
@@ -35,6 +40,8 @@ class OptimizerSettings:
     weight_decay: float = 0.01
     schedule: str = "cosine"
     warmup: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    rates: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -45,28 +52,48 @@ class OptimizerSettings:
             raise UserError("lr", self.lr, "a positive number")
         if not 0 <= self.warmup < 1:
             raise UserError("warmup", self.warmup, "a share of all steps, from 0 to below 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError("betas", self.betas, "two numbers from 0 to below 1")
 
     def build(
-        self, parameters: Iterable[nn.Parameter], steps: int, *, fused: bool = True
+        self, weights: Iterable[nn.Parameter | tuple[str, nn.Parameter]], steps: int, *, fused: bool = True
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """An optimiser over the trainable ones of ``parameters`` and a schedule over ``steps`` steps.
+        """An optimiser over the trainable ones of ``weights`` and a schedule over ``steps`` steps.
+
+        As torch's optimisers do, it takes weights with names or without; ``rates`` need the names.
 
         ``fused`` kernels unscale gradients by themselves, which forbids clipping under float16.
+
+        Raises:
+            UserError: nothing is trainable, or a pattern of ``rates`` matches no name.
         """
-        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+        named = dict(
+            (str(place), item) if isinstance(item, nn.Parameter) else item for place, item in enumerate(weights)
+        )
+        trainable = {name: weight for name, weight in named.items() if weight.requires_grad}
         if not trainable:
             raise UserError("trainable parameters", "none", "at least one; unfreeze a part of the student")
-        groups = [
-            {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+        for pattern, _ in self.rates:
+            if not any(fnmatchcase(name, pattern) for name in named):
+                raise UserError("rates", pattern, named)
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for matrices in (True, False):
+            for name, weight in trainable.items():
+                if (weight.dim() >= 2) == matrices:
+                    groups.setdefault((self._rate(name), matrices), []).append(weight)
+        settings = [
+            {"params": members, "lr": self.lr * rate, "weight_decay": self.weight_decay if matrices else 0.0}
+            for (rate, matrices), members in groups.items()
         ]
-        groups = [group for group in groups if group["params"]]
         if self.name == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(settings, lr=self.lr, momentum=0.9, nesterov=True)
         else:
             # The fused kernels are the same arithmetic in one pass over the weights.
-            optimizer = OPTIMIZERS[self.name](groups, lr=self.lr, fused=fused)
+            optimizer = OPTIMIZERS[self.name](settings, lr=self.lr, betas=self.betas, fused=fused)
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, steps))
+
+    def _rate(self, name: str) -> float:
+        return next((rate for pattern, rate in self.rates if fnmatchcase(name, pattern)), 1.0)
 
     def factor(self, step: int, steps: int) -> float:
         """The share of ``lr`` in force at ``step`` of ``steps``."""

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from limbeck.cache.fingerprint import fingerprint_settings, fingerprint_text
 from limbeck.engine.checkpoints import replacing
 from limbeck.engine.distiller import Distiller
 from limbeck.engine.fit import History, fit
@@ -69,12 +70,18 @@ def run_program(
 
     Returns:
         phase name -> its history.
+
+    Raises:
+        UserError: a phase to be resumed had another objective, length, optimiser, trainable part or taps.
     """
     names = [phase.name for phase in phases]
     if not names or len(set(names)) < len(names):
         raise UserError("phases", names, "one or more phases, each with a name of its own")
     learned = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
     folders = [Path(out) / name if out is not None else None for name in names]
+    for phase, folder in zip(phases, folders, strict=True):
+        if resume and folder is not None:
+            _refuse_changed(phase, folder)
     if not resume and is_first_process():
         # Else the phases of an older run would be taken for this one's when it is resumed.
         for folder in folders:
@@ -114,6 +121,10 @@ def _run_phase(
         trainable=phase.trainable,
     )
     settings = {**options, **phase.options}
+    if folder is not None and is_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "phase.json") as aside:
+            aside.write_text(json.dumps(_settings(phase)))
     try:
         history = fit(
             distiller,
@@ -135,6 +146,35 @@ def _run_phase(
             aside.write_text(json.dumps(vars(history)))
     wait_for_all()
     return history
+
+
+def _settings(phase: Phase) -> dict[str, str]:
+    """Hashes of what makes a phase the same one; the data and the teacher are not read for it."""
+    phase.objective.set_progress(0.0)
+    parts = [part for part in phase.objective.modules() if isinstance(part, Objective)]
+    lengths = {name: fingerprint_text(getattr(phase, name)) for name in ("epochs", "steps")}
+    return {
+        "objective": fingerprint_settings(*parts),
+        **lengths,
+        "optimizer": fingerprint_text(phase.optimizer),
+        "trainable": fingerprint_text(list(phase.trainable)),
+        "taps": fingerprint_text(dict(phase.taps)),
+    }
+
+
+def _refuse_changed(phase: Phase, folder: Path) -> None:
+    begun = folder / "phase.json"
+    if not begun.exists():
+        return
+    now, then = _settings(phase), json.loads(begun.read_text())
+    for name, value in now.items():
+        if then.get(name) != value:
+            raise UserError(
+                f"{name} of phase {phase.name}",
+                "another than the one begun",
+                f"the one begun in {folder}",
+                "resume=False or another folder begins anew",
+            )
 
 
 def _set_learning(student: nn.Module, learned: Mapping[str, bool]) -> None:

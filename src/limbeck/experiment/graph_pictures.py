@@ -43,7 +43,7 @@ def draw_forests(
             for tree in ids:
                 drawn, wide, high = _tree(trees, tree, names, edge_names or {})
                 if x + wide > width - 4 and x > 10:
-                    x, y, tall = 10.0, y + tall, 0.0
+                    x, y, tall = 10.0, y + tall + 6, 0.0
                 parts.append(f'<g transform="translate({x:.0f} {y:.0f})">{drawn}</g>')
                 x, tall = x + wide + 14, max(tall, high)
             y += tall + 6

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,43 @@ def write(family: str, slug: str, name: str, entry: Mapping[str, Any], root: str
     validate(document, str(path))
     write_aside(path, _text(document))
     return path
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One number of a run beside what the ledger holds of the same arm, seed and metric; NaN where one lacks it."""
+
+    arm: str
+    seed: str
+    metric: str
+    found: float
+    recorded: float
+
+    @property
+    def relative(self) -> float:
+        """Of the larger of the two; infinite where one is no number."""
+        if self.found == self.recorded:
+            return 0.0
+        ratio = abs(self.found - self.recorded) / max(abs(self.found), abs(self.recorded))
+        return ratio if math.isfinite(ratio) else math.inf
+
+    def __str__(self) -> str:
+        return f"{self.arm} seed {self.seed} {self.metric}: {self.found:.8g}, recorded {self.recorded:.8g}"
+
+
+def compare(entry: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[Difference]:
+    """Every metric of every outcome of ``entry`` beside the recorded one, the largest difference first.
+
+    Costs are left out: no two runs take the same time.
+    """
+    pairs = []
+    for arm, given in entry["arms"].items():
+        before = recorded["arms"].get(arm, {"outcomes": {}})["outcomes"]
+        for seed, outcome in given["outcomes"].items():
+            now, then = outcome["metrics"], before.get(str(seed), {"metrics": {}})["metrics"]
+            for metric in dict.fromkeys((*now, *then)):
+                pairs.append(Difference(arm, str(seed), metric, now.get(metric, math.nan), then.get(metric, math.nan)))
+    return sorted(pairs, key=lambda pair: -pair.relative)
 
 
 def _text(document: Mapping[str, Any]) -> str:

@@ -12,6 +12,13 @@ from __future__ import annotations
 from limbeck.losses.classification import cross_entropy, decoupled_kd, logit_standardisation, standardised_kl
 from limbeck.losses.contrastive import info_nce, nt_xent, soft_info_nce, supervised_contrastive
 from limbeck.losses.correlation import dist, dist_inter, dist_intra, pearson_distance, soft_ranks, spearman
+from limbeck.losses.distributions import (
+    amplitude_and_phase,
+    characteristic_discrepancy,
+    characteristic_function,
+    gaussian_mmd,
+    mean_discrepancy,
+)
 from limbeck.losses.divergences import (
     coarsen,
     entropy,
@@ -29,6 +36,7 @@ from limbeck.losses.features import (
     cosine_distance,
     huber,
     mse,
+    normalised_l1,
     normalised_mse,
     smooth_l1,
     unit_vectors,
@@ -44,6 +52,7 @@ from limbeck.losses.relations import (
     similarity_distribution,
     similarity_preserving,
 )
+from limbeck.losses.score import denoising, score_identity, toward_target
 from limbeck.losses.scores import score_mse, soft_bce
 from limbeck.losses.squared import brier, probability_mse
 from limbeck.losses.transport import SinkhornPlan, class_transport, sinkhorn_distance, sinkhorn_plan
@@ -52,8 +61,11 @@ from limbeck.losses.vocabulary import linear_cross_entropy, linear_divergence, l
 __all__ = [
     "SinkhornPlan",
     "affinity",
+    "amplitude_and_phase",
     "attention_transfer",
     "brier",
+    "characteristic_discrepancy",
+    "characteristic_function",
     "cka",
     "class_transport",
     "coarsen",
@@ -62,11 +74,13 @@ __all__ = [
     "crd_log_normaliser",
     "cross_entropy",
     "decoupled_kd",
+    "denoising",
     "dist",
     "dist_inter",
     "dist_intra",
     "entropy",
     "forward_kl",
+    "gaussian_mmd",
     "gram",
     "huber",
     "info_nce",
@@ -79,7 +93,9 @@ __all__ = [
     "list_net",
     "logit_standardisation",
     "margin_mse",
+    "mean_discrepancy",
     "mse",
+    "normalised_l1",
     "normalised_mse",
     "nt_xent",
     "pairwise_logistic",
@@ -91,6 +107,7 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
     "score_mse",
+    "score_identity",
     "self_attention_relations",
     "similarity_distribution",
     "similarity_preserving",
@@ -107,5 +124,6 @@ __all__ = [
     "standardised_kl",
     "supervised_contrastive",
     "total_variation",
+    "toward_target",
     "unit_vectors",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.losses._inputs import (
+    check_choice,
     check_row_mask,
     check_same_shape,
     expected,
@@ -36,6 +37,7 @@ def forward_kl(
     temperature: float | Tensor = 1.0,
     teacher_temperature: float | Tensor | None = None,
     scale: str = "squared",
+    per_row: str = "sum",
     mask: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
@@ -54,6 +56,8 @@ def forward_kl(
         teacher_temperature: of the teacher alone, if it differs.
         scale: ``squared`` multiplies by the student's T^2, so that the gradient keeps its size when T
             changes; ``none`` does not.
+        per_row: ``sum`` over the classes is the divergence. ``mean`` divides it by C: what torch's ``KLDivLoss`` gave
+            with its old default ``size_average``, so that weights from code of that time can be taken over.
         mask, weight, reduction, denominator: see :func:`~limbeck.losses.reduce.reduce_rows`.
 
     Returns:
@@ -61,13 +65,15 @@ def forward_kl(
         allows.
 
     Raises:
-        UserError: shapes that differ, a temperature that is not positive, an unknown scale or reduction.
+        UserError: shapes that differ, a temperature that is not positive, an unknown scale, ``per_row`` or reduction.
 
     :func:`reverse_kl` commits to the teacher's modes instead; :func:`jeffreys` is the sum of both;
     :func:`jensen_shannon` is bounded. :func:`soft_cross_entropy` has the same gradient and another value.
     """
     student, teacher, mask = _log_probabilities(student_logits, teacher_logits, temperature, teacher_temperature, mask)
+    check_choice("per_row", per_row, ("sum", "mean"))
     values = scale_rows(log_ratio_expected(teacher, student), temperature, scale)
+    values = values / student_logits.shape[-1] if per_row == "mean" else values
     return reduce_rows(values, mask=mask, weight=weight, reduction=reduction, denominator=denominator)
 
 

@@ -173,6 +173,32 @@ def normalised_mse(
     return reduce_rows(values, mask=mask, weight=weight, reduction=reduction, denominator=denominator)
 
 
+def normalised_l1(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    axis: int = -1,
+    per_row: str = "mean",
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """Absolute difference of L2-normalised rows: lengths do not count, and no element pulls harder than another.
+
+    Formula: ``mean_d |s_d / |s| - t_d / |t||`` per row; with ``per_row="sum"`` the sum over d
+    Source: Bai et al., Masked Autoencoders Enable Efficient Knowledge Distillers, CVPR 2023 (mean, as released)
+    Batch-wise: no
+
+    The elements of a unit vector of D features are about ``1 / sqrt(D)``, so the mean shrinks with the width; ``sum``
+    grows with it. A zero vector stays zero and gets no gradient (see :func:`unit_vectors`). Arguments, shapes and
+    errors as :func:`mse`.
+    """
+    first, second, mask = _unit_rows(student, teacher, axis, mask)
+    values = reduce_elements((first - second).abs(), per_row)
+    return reduce_rows(values, mask=mask, weight=weight, reduction=reduction, denominator=denominator)
+
+
 def attention_transfer(
     student: Tensor,
     teacher: Tensor,

@@ -25,10 +25,12 @@ from limbeck.measure.cost import (
     latency,
     parameters,
     state_bytes,
+    token_layers,
 )
 from limbeck.measure.fidelity import agreement, cka, cosine, fidelity_summary, js, kl, neighbour_overlap
-from limbeck.measure.memory import PeakMemory, peak_memory
+from limbeck.measure.memory import PeakMemory, kept_for_backward, peak_memory
 from limbeck.measure.pairs import pair_quality
+from limbeck.measure.probes import features_of, linear_probe, neighbour_probe
 from limbeck.measure.quality import auc, classification, language_modelling, perplexity, regression, retrieval
 
 __all__ = [
@@ -50,15 +52,19 @@ __all__ = [
     "count_flops",
     "ece_interval",
     "expected_calibration_error",
+    "features_of",
     "fidelity_summary",
     "fit_temperature",
     "flops",
     "forward_call",
     "js",
+    "kept_for_backward",
     "kl",
     "language_modelling",
     "latency",
+    "linear_probe",
     "neighbour_overlap",
+    "neighbour_probe",
     "nll",
     "pair_quality",
     "parameters",
@@ -68,4 +74,5 @@ __all__ = [
     "reliability",
     "retrieval",
     "state_bytes",
+    "token_layers",
 ]

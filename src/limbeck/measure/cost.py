@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.nn.mode import evaluating, plain_attention
+from limbeck.taps import Taps, first_tensor, modules_by_path
 
 Inputs = Tensor | Mapping[str, Tensor]
 
@@ -83,6 +84,34 @@ def count_flops(call: Callable[[], Any], *networks: nn.Module) -> float:
         ):
             call()
     return float(counter.get_total_flops())
+
+
+def token_layers(call: Callable[[], Any], *networks: nn.Module, layers: str = "every_block") -> int:
+    """Tokens times blocks that ``call`` runs in transformers: exact, and the share of a whole pass that masking, pruned
+    tokens or an early stop leave.
+
+    Args:
+        networks: those that are counted. layers: their blocks, a pattern or role of :class:`~limbeck.taps.Taps`.
+    """
+    counted = 0
+
+    def count(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        nonlocal counted
+        counted += first_tensor(args or given).shape[:-1].numel()
+
+    handles = []
+    for network in networks:
+        modules, taps = modules_by_path(network), Taps(network, {"block": layers})
+        # Before the block, since a tap behind it may end the pass.
+        handles += [modules[t.path].register_forward_pre_hook(count, with_kwargs=True) for t in taps.where.values()]
+        taps.close()
+    try:
+        with evaluating(*networks), torch.no_grad():
+            call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counted
 
 
 def cost_summary(model: nn.Module, inputs: Inputs) -> dict[str, float]:

@@ -8,6 +8,7 @@ had handed out at most.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import sys
 from collections.abc import Callable
@@ -84,6 +85,25 @@ def peak_memory(
     return PeakMemory(answer[0], answer[1], "rss")
 
 
+def kept_for_backward(function: Callable[[], Any]) -> int:
+    """Bytes of all tensors that autograd keeps until the backward pass of what ``function()`` returns.
+
+    Each storage counts once, parameters and inputs among them. Unlike a peak this depends on shapes alone, so that it
+    is the same on every machine.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        # Holding the storage keeps its address from being given out again.
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
 def _child(
     sender: Connection,
     function: Callable[..., Any],
@@ -93,6 +113,8 @@ def _child(
     try:
         if warmup is not None:
             warmup(*arguments)
+            # What the warm-up left in reference cycles (a trainer, its networks) is not the function's.
+            gc.collect()
         baseline = _restart_peak()
         function(*arguments)
         sender.send((_status("VmHWM"), baseline))

@@ -13,13 +13,13 @@ from torch import nn
 from limbeck.errors import UserError, first_line
 from limbeck.models.network import Network, parse_options, probe
 from limbeck.models.sentence import SentenceEncoder
+from limbeck.nn.depth import RULES, kept_layers
 from limbeck.nn.transfer import keep_layers, slice_width
 from limbeck.taps import blocks
 
 if TYPE_CHECKING:
     from limbeck.models.references import Wanted
 
-_SPREADS = ("even", "first", "last")
 _LAYERS = "layers=0,2,5, layers=even:3, layers=first:2 or layers=last:2"
 _FEED_FORWARD = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_ff", "encoder_ffn_dim")
 
@@ -73,15 +73,10 @@ def read_width(wanted: Wanted) -> Network:
 def chosen_layers(text: str, depth: int, key: str = "student") -> list[int]:
     """``0,2,5``, ``even:3``, ``first:2`` or ``last:2`` to layer numbers of a stack of ``depth``."""
     spread = re.fullmatch(r"(\w+):(\d+)", text)
-    if spread and spread[1] in _SPREADS:
-        count = int(spread[2])
-        if not 1 <= count <= depth:
+    if spread and spread[1] in RULES:
+        if not 1 <= int(spread[2]) <= depth:
             raise UserError(f"{key} layers", text, f"1 to {depth} layers")
-        if spread[1] == "first":
-            return list(range(count))
-        if spread[1] == "last":
-            return list(range(depth - count, depth))
-        return [place * (depth - 1) // max(count - 1, 1) for place in range(count)]
+        return kept_layers(spread[1], int(spread[2]), depth)
     try:
         layers = [int(number) for number in text.split(",")]
     except ValueError:

@@ -75,5 +75,5 @@ class GraphNetwork(nn.Module):
         return logits
 
 
-def _known(ids: Tensor, table: nn.Embedding) -> Tensor:
-    return torch.where(ids < table.num_embeddings, ids, 0)
+def _known(ids: Tensor, table: nn.Module) -> Tensor:
+    return torch.where(ids < len(table.weight), ids, 0)  # type: ignore[arg-type]

@@ -21,6 +21,11 @@ def gather_messages(messages: Tensor, target: Tensor, count: int) -> Tensor:
     return messages.new_zeros(count, *messages.shape[1:]).scatter_add(0, index, messages)
 
 
+def at(values: Tensor, nodes: Tensor) -> Tensor:
+    """Rows ``[E, ...]`` of ``values`` ``[N, ...]``; its backward takes half the time of indexing's."""
+    return values.index_select(0, nodes)
+
+
 class GINLayer(nn.Module):
     """out_v = MLP(x_v + sum_{u -> v} relu(x_u + e_uv)): Xu et al., arXiv:1810.00826; with edges Hu et al.,
     arXiv:1905.12265. Edge values are ``[E, in]``."""
@@ -30,7 +35,7 @@ class GINLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(self, values: Tensor, edges: Tensor, edge_values: Tensor) -> Tensor:
-        messages = functional.relu(values[edges[0]] + edge_values)
+        messages = functional.relu(at(values, edges[0]) + edge_values)
         out: Tensor = self.mlp(values + gather_messages(messages, edges[1], len(values)))
         return out
 
@@ -52,8 +57,9 @@ class GCNLayer(nn.Module):
         moved, (source, target) = self.linear(values), edges
         degree = 1 + gather_messages(values.new_ones(len(target)), target, len(values))
         scale = degree.rsqrt()
-        messages = (moved[source] + edge_values) * (scale[source] * scale[target]).unsqueeze(-1)
-        return gather_messages(messages, target, len(values)) + moved / degree.unsqueeze(-1) + self.bias
+        messages = (at(moved, source) + edge_values) * (scale[source] * scale[target]).unsqueeze(-1)
+        mixed: Tensor = gather_messages(messages, target, len(values)) + moved / degree.unsqueeze(-1) + self.bias
+        return mixed
 
 
 class GATLayer(nn.Module):
@@ -79,7 +85,7 @@ class GATLayer(nn.Module):
         at_source, at_target = (moved * self.from_source).sum(-1), (moved * self.from_target).sum(-1)
         (source, target), own = edges, torch.arange(count, device=edges.device)
         scores = torch.cat(
-            [at_source[source] + at_target[target] + (marks * self.from_edge).sum(-1), at_source + at_target]
+            [at(at_source, source) + at(at_target, target) + (marks * self.from_edge).sum(-1), at_source + at_target]
         )
         scores, arriving = functional.leaky_relu(scores, 0.2), torch.cat([target, own])
         # The largest score is a constant of the softmax: no gradient has to pass it.
@@ -87,6 +93,6 @@ class GATLayer(nn.Module):
         index = arriving.unsqueeze(-1).expand_as(scores)
         highest = highest.scatter_reduce(0, index, scores.detach(), "amax")
         shares = (scores - highest[arriving]).exp()
-        shares = shares / gather_messages(shares, arriving, count)[arriving]
-        messages = torch.cat([moved[source] + marks, moved]) * shares.unsqueeze(-1)
+        shares = shares / at(gather_messages(shares, arriving, count), arriving)
+        messages = torch.cat([at(moved, source) + marks, moved]) * shares.unsqueeze(-1)
         return gather_messages(messages, arriving, count).flatten(1) + self.bias

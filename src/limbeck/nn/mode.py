@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -34,3 +34,19 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def held(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Weights are constants for what is computed inside: the gradient goes through a network and not into it.
+
+    Unlike ``torch.no_grad`` this keeps the way to the network's input. What was trainable is so again afterwards.
+    """
+    woken = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in woken:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in woken:
+            parameter.requires_grad_(True)

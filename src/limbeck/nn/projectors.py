@@ -12,14 +12,16 @@ from limbeck.errors import UserError
 
 
 class TokenProjector(nn.Module):
-    """``[..., D_in] -> [..., D_out]`` by a linear map."""
+    """``[..., D_in] -> [..., D_out]`` by a linear map, or by an MLP with GELU behind its ``hidden`` layers."""
 
-    def __init__(self, student_width: int, teacher_width: int) -> None:
+    def __init__(self, student_width: int, teacher_width: int, hidden: Sequence[int] = ()) -> None:
         super().__init__()
-        self.linear = nn.Linear(student_width, teacher_width)
+        widths = [student_width, *hidden]
+        self.hidden = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.GELU()) for a, b in zip(widths, hidden)))
+        self.linear = nn.Linear(widths[-1], teacher_width)
 
     def forward(self, features: Tensor) -> Tensor:
-        projected: Tensor = self.linear(features)
+        projected: Tensor = self.linear(self.hidden(features))
         return projected
 
 

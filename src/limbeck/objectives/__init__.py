@@ -1,18 +1,28 @@
 """Objectives: what a student is trained to do, as parts that add and scale."""
 
+from limbeck.objectives.asking import ASK, AskTeacher
 from limbeck.objectives.base import Needs, Objective, Scaled, Sum, row_options, total
 from limbeck.objectives.contrastive import InfoNCE
-from limbeck.objectives.features import Cosine, FeatureMSE, FeatureObjective, SimilarityDistribution
+from limbeck.objectives.features import (
+    Cosine,
+    FeatureMSE,
+    FeatureObjective,
+    LevelCosine,
+    SimilarityDistribution,
+)
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
+from limbeck.objectives.reconstruction import MaskedReconstruction
 from limbeck.objectives.scores import ScoreBCE, ScoreMSE, ScoreObjective
 from limbeck.objectives.supervised import Brier, CrossEntropy, TargetMSE
 from limbeck.objectives.text import parse_objective
 
 __all__ = [
+    "ASK",
     "DIST",
     "DKD",
     "KL",
+    "AskTeacher",
     "Brier",
     "Cosine",
     "CrossEntropy",
@@ -20,7 +30,9 @@ __all__ = [
     "FeatureObjective",
     "InfoNCE",
     "JensenShannon",
+    "LevelCosine",
     "LogitObjective",
+    "MaskedReconstruction",
     "Needs",
     "Objective",
     "ProbabilityMSE",

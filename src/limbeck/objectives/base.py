@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -199,7 +199,7 @@ def _free(name: str, taken: dict[str, Tensor]) -> str:
     )
 
 
-def total(terms: dict[str, Tensor]) -> Tensor:
+def total(terms: Mapping[str, Tensor]) -> Tensor:
     """The loss: the sum of all terms."""
     if not terms:
         raise UserError("objective", "no terms", "at least one named scalar")

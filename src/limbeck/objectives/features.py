@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -113,3 +114,47 @@ class SimilarityDistribution(FeatureObjective):
         super().__init__(
             losses.similarity_distribution, name="similarity", projector="none", temperature=temperature, **options
         )
+
+
+class LevelCosine(Objective):
+    """1 - cosine at every position of feature maps, level by level: reverse distillation's loss.
+
+        L = sum_l w_l / (h_l w_l) sum_(b, x) (1 - cos(s_l(x), t_l(x))),   w_l = 1 / number of levels by default
+
+    Args:
+        levels: names of the maps ``[B, C, h, w]``, the student's and the teacher's alike; one term per level.
+        weights: ``w_l`` by name.
+        batch: ``sum`` over the samples, as published, or ``mean``. Under ``sum`` a batch of twice the size pulls twice
+            as hard: the learning rate of anything but Adam goes with the batch size.
+    """
+
+    def __init__(
+        self, levels: Iterable[str], *, weights: Mapping[str, float] | None = None, batch: str = "sum"
+    ) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        if batch not in ("sum", "mean"):
+            raise UserError("batch", batch, ("sum", "mean"))
+        self.weights = dict(weights) if weights is not None else dict.fromkeys(self.levels, 1 / len(self.levels))
+        if self.weights.keys() != set(self.levels):
+            raise UserError("weights", sorted(self.weights), f"one per level, {', '.join(self.levels)}")
+        self.batch_mean = batch == "mean"
+        self.needs = Needs(student=self.levels, teacher=self.levels)
+
+    def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        given, found = row_options(batch), {}
+        for name in self.levels:
+            ours, theirs = dense(student, name), dense(teacher, name)
+            samples, _, height, width = ours.shape
+            rows: dict[str, Any] = {
+                key: given[key].view(-1, 1, 1).expand(samples, height, width)
+                for key in ("mask", "weight")
+                if key in given
+            }
+            if not self.batch_mean:
+                rows["denominator"] = ours.new_tensor(float(height * width))
+            elif "denominator" in given:
+                rows["denominator"] = given["denominator"] * height * width
+            distance = losses.cosine_distance(ours, theirs, axis=1, **rows)
+            found[f"cosine_{name}"] = self.weights[name] * distance
+        return found

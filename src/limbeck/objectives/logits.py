@@ -59,10 +59,20 @@ class LogitObjective(Objective):
 
 
 class KL(LogitObjective):
-    """KL(teacher || student) at a temperature, times its square (Hinton et al., 2015)."""
+    """KL(teacher || student) at a temperature, times its square (Hinton et al., 2015).
 
-    def __init__(self, temperature: float | Schedule = 1.0, *, scale: str = "squared", **names: Any) -> None:
-        super().__init__(losses.forward_kl, name="kl", temperature=temperature, scale=scale, **names)
+    ``per_row="mean"`` is the historical reduction: also divided by the number of classes.
+    """
+
+    def __init__(
+        self,
+        temperature: float | Schedule = 1.0,
+        *,
+        scale: str = "squared",
+        per_row: str = "sum",
+        **names: Any,
+    ) -> None:
+        super().__init__(losses.forward_kl, name="kl", temperature=temperature, scale=scale, per_row=per_row, **names)
 
 
 class ReverseKL(LogitObjective):

@@ -9,3 +9,6 @@ from limbeck.sources.stored import ClassVectors, Table
 from limbeck.sources.student import EMA, Snapshot
 
 __all__ = ["EMA", "Average", "Cached", "ClassVectors", "Live", "PseudoLabels", "Snapshot", "Source", "Table"]
+from limbeck.sources.stored import Given
+
+__all__ = ["EMA", "Average", "Cached", "ClassVectors", "Given", "Live", "Snapshot", "Source", "Table"]

@@ -26,6 +26,9 @@ class Live(Source):
             gradient flow from its output to its input (score distillation, borrowed encoders).
         taps: names and paths of inner tensors to give besides the outputs; see :class:`limbeck.taps.Taps`.
         forward: how to run the network on a batch; the default passes ``batch["input"]``.
+        stop_early: end the forward pass at the last tap that is needed, where a batch needs taps alone: a teacher of
+            which an inner layer is asked costs only the layers before it. The signals are the same. For networks that
+            run a tapped module several times in a pass leave it off: the first run would count, not the last.
         check: refuse NaN and infinite answers by name. One reduction per signal; turn it off for a trusted teacher
             on a device where reading the flag back stalls.
     """
@@ -37,6 +40,7 @@ class Live(Source):
         gradient: str = "none",
         taps: Mapping[str, str] | None = None,
         forward: Forward = run_network,
+        stop_early: bool = False,
         check: bool = True,
     ) -> None:
         if gradient not in GRADIENTS:
@@ -44,7 +48,7 @@ class Live(Source):
         self.model = model.eval()
         if gradient == "through":
             model.requires_grad_(False)
-        self.gradient, self.forward, self.check = gradient, forward, check
+        self.gradient, self.forward, self.stop_early, self.check = gradient, forward, stop_early, check
         self._parts = list(model.modules())
         self.tap_paths = dict(taps or {})
         self.taps = Taps(model, self.tap_paths)
@@ -66,9 +70,11 @@ class Live(Source):
         return signals
 
     def _run(self, batch: Batch, needs: Collection[str]) -> dict[str, Tensor]:
-        with self.taps.capture() as tapped:
-            signals = self.forward(self.model, batch)
-        signals = {**signals, **tapped}
+        enough = needs if self.stop_early and all(name in self.taps.where for name in needs) else ()
+        outputs: dict[str, Tensor] = {}
+        with self.taps.capture(until=enough) as tapped:
+            outputs = self.forward(self.model, batch)
+        signals = {**outputs, **tapped}
         return pick(signals, tuple(needs), "teacher") if needs else signals
 
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Teachers that are tables: signals by sample, and vectors by class."""
+"""Teachers that need no network: signals by sample, signals in the batch itself, vectors by class."""
 
 from __future__ import annotations
 
@@ -82,6 +82,23 @@ class Table(Source):
     def to(self, device: torch.device | str) -> Table:
         self._signals = {name: value.to(device) for name, value in self._signals.items()}
         return self
+
+
+class Given(Source):
+    """A teacher whose signals are what the student is given: the batch's ``input``, a mapping of tensors.
+
+    For students that work on a teacher's features (reverse distillation, probes): the loader reads the cached features
+    once, as input, and no second table is held for the loss.
+    """
+
+    def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
+        given = batch["input"]
+        if not isinstance(given, Mapping):
+            raise UserError("batch input", type(given).__name__, "a mapping of the teacher's signals")
+        return pick(given, tuple(needs) or tuple(given), "teacher")
+
+    def fingerprint(self) -> str:
+        return fingerprint_text("given")
 
 
 class ClassVectors(Source):

@@ -13,9 +13,14 @@ TESTBEDS = {
     "code_search": "code_search:CodeSearch",
     "digits": "digits:Digits",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
+    "gaussian_mixture": "gaussian_mixture:GaussianMixture",
     "manpages": "manpages:ManPages",
+    "masked_fashion": "masked_fashion:MaskedFashion",
     "sentence_pairs": "sentence_pairs:SentencePairs",
     "small_diffusion": "small_diffusion:SmallDiffusion",
+    "surfaces": "surfaces:SurfaceImages",
+    "textures": "textures:Textures",
+    "thumbnails": "thumbnails:Thumbnails",
     "tu_graphs": "tu_graphs:TUGraphs",
 }
 

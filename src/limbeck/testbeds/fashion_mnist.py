@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from limbeck.data.artefacts import artefact, fetch
+from limbeck.data.idx import read_idx
 from limbeck.data.views import integers, view_seeds
 from limbeck.models.small import small_cnn
 from limbeck.testbeds.base import Size
@@ -19,7 +18,7 @@ from limbeck.testbeds.images import ImageTestbed, Pool, Regime
 from limbeck.testbeds.recipe import Recipe
 
 _ARTEFACT = "dataset-fashion-mnist"
-_MEAN, _DEVIATION = 0.286, 0.353
+MEAN, DEVIATION = 0.286, 0.353
 
 _LONG = Recipe(epochs=10)
 
@@ -39,6 +38,15 @@ class FashionMNIST(ImageTestbed):
             teacher="70k",
             train=1000,
             recipe=Recipe(epochs=40),
+            teacher_recipe=_LONG,
+            teacher_train=30000,
+        ),
+        "compact": Regime(
+            "the student sees 5,000 labelled images drawn by seed, the teacher 30,000 others; for small storage",
+            student="16k@14",
+            teacher="70k",
+            train=5000,
+            recipe=Recipe(epochs=20),
             teacher_recipe=_LONG,
             teacher_train=30000,
         ),
@@ -125,7 +133,7 @@ class FashionMNIST(ImageTestbed):
             turned = torch.stack([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
             images = turned[turns, torch.arange(len(images))]
             images = torch.where(inverted.view(-1, 1, 1, 1) == 1, 1 - images, images)
-        return (images - _MEAN) / _DEVIATION
+        return (images - MEAN) / DEVIATION
 
     def label(self, labels: Tensor, ids: Tensor) -> Tensor:
         """The clothing, or clothing x rotation x polarity."""
@@ -151,18 +159,11 @@ def _way(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _read(folder: Path) -> tuple[Pool, Pool]:
-    parts = (("train", 60000), ("t10k", 10000))
     training, test = (
         Pool(
-            _idx(folder / f"{part}-images-idx3-ubyte.gz", 16).view(count, 1, 28, 28),
-            _idx(folder / f"{part}-labels-idx1-ubyte.gz", 8).long(),
+            read_idx(folder / f"{part}-images-idx3-ubyte.gz").unsqueeze(1),
+            read_idx(folder / f"{part}-labels-idx1-ubyte.gz").long(),
         )
-        for part, count in parts
+        for part in ("train", "t10k")
     )
     return training, test
-
-
-def _idx(path: Path, header: int) -> Tensor:
-    """The bytes of an IDX file behind its header."""
-    content = np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8, offset=header)
-    return torch.from_numpy(content.copy())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from limbeck.data.split import Split, Splits
+from limbeck.diffusion.conditions import ConditionBank
 from limbeck.diffusion.denoiser import Guided
 from limbeck.diffusion.grid import Grid
 from limbeck.diffusion.noise import DiscreteSchedule
@@ -153,6 +154,14 @@ class SmallDiffusion(Testbed):
         plan = self.plan
         made = seeded(lambda: SmallUNet(plan.width, plan.multipliers, classes=CLASSES), seed)
         return made  # type: ignore[return-value]
+
+    def trained(self) -> SmallUNet:
+        """The network that generators and fake scores start from: a copy of the teacher."""
+        return self.teacher()
+
+    def conditions(self) -> ConditionBank:
+        """The teacher's own class embeddings, in place of a text encoder's, and the null class's."""
+        return ConditionBank.of_table(self.teacher().condition.weight)
 
     def classifier(self) -> nn.Module:
         """The judge, trained once on the real training images. ``features`` are its 64 pooled numbers."""

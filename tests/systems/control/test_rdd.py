@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from limbeck.control import Replay
+from limbeck.control import Replay, Visits
 from limbeck.control.networks import orthogonal, perceptron
 from limbeck.errors import UserError
 from limbeck.experiment.base import Exact
@@ -91,7 +93,7 @@ def test_the_judge_knows_counters_from_noise() -> None:
     assert right["slope"] == pytest.approx(-1)
     assert right["spearman"] == pytest.approx(1)
     assert right["spread"] == pytest.approx(0)
-    assert right["floor"] == pytest.approx(1 / 3500)
+    assert right["floor"] == pytest.approx(1 / 2000)
     noise = judge(torch.rand(100, generator=torch.Generator().manual_seed(0)), numbers)
     assert abs(noise["spearman"]) < 0.3
     assert noise["slope_error"] > 0.8
@@ -151,6 +153,22 @@ def test_exploration_at_smoke_size_is_repeatable_and_counts_only_the_world(
     assert 0 < first.metrics["first_success"] <= 2048
     assert first.pictures
     assert bed.run("rdd", 1).metrics != first.metrics
+
+
+def test_ranks_of_bonuses_tell_counts_and_unseen_cells() -> None:
+    visits = Visits((3, 3))
+    visits.counts[np.tril_indices(3)] = [9, 4, 3, 2, 1, 0]
+
+    def ranks(bonuses: list[float]) -> dict[str, float]:
+        paid = torch.zeros(9)
+        paid[[0, 3, 4, 6, 7, 8]] = torch.tensor(bonuses)
+        agent: Any = SimpleNamespace(intrinsic=SimpleNamespace(bonus=lambda states: states @ paid))
+        return exploration.bonus_ranks(agent, visits)
+
+    assert ranks([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]) == {"count_rank": pytest.approx(1), "unseen_rank": 1.0}
+    assert ranks([0.0, 1.0, 2.0, 3.0, 4.0, 0.5])["unseen_rank"] == pytest.approx(0.2)
+    assert ranks([7.0] * 6) == {"count_rank": 0.0}
+    assert ranks([9.0, 1.0, 2.0, 3.0, 4.0, 5.0])["count_rank"] == pytest.approx(1), "the first cell does not count"
 
 
 def test_deep_sea_in_small_is_solved_by_the_oracle() -> None:

@@ -13,10 +13,13 @@ from torch import Tensor
 from limbeck.condensation import DistilledSet, TooManyItemsets
 from limbeck.data.computation_trees import ComputationTrees
 from limbeck.data.graphs import Graph, collate
+from limbeck.data.split import Split
 from limbeck.errors import UserError
 from limbeck.experiment import Exact
+from limbeck.experiment.condensation import packed
 from limbeck.models.graphs import GraphNetwork
 from limbeck.systems.graphs.mirage import experiment, properties
+from limbeck.systems.graphs.mirage.budget import Shares
 from limbeck.systems.graphs.mirage.method import Mirage
 from limbeck.systems.registry import read_card
 from limbeck.testbeds.motif_graphs import motif_graphs, true_trees
@@ -36,6 +39,11 @@ def roots_of(graph: Graph, hops: int) -> list[str]:
     trees = ComputationTrees(hops)
     assert graph.pool is not None
     return sorted(trees.canonical(tree) for tree, pool in zip(trees.roots(graph), graph.pool.tolist()) if pool)
+
+
+def fits_alone(miner: Mirage, budget: int) -> int:
+    """Bytes of the whole when every class takes what fits its equal share."""
+    return miner.assemble(Shares(miner).within(budget // len(miner.transactions_))[1]).bytes
 
 
 def test_supports_are_those_of_counting_graphs() -> None:
@@ -80,7 +88,7 @@ def test_a_distilled_root_has_the_embedding_of_a_real_node(kind: str) -> None:
 
 
 def test_the_class_filter_drops_what_two_classes_have() -> None:
-    thresholds = {0: 8, 1: 8}
+    thresholds = {0: 4, 1: 4}
     every = Mirage(1, thresholds=thresholds, class_filter=False).fit(GRAPHS, TARGET).itemsets_
     kept = Mirage(1, thresholds=thresholds).fit(GRAPHS, TARGET).itemsets_
     both = set(every[0]) & set(every[1])
@@ -117,6 +125,16 @@ def test_a_budget_is_kept_and_used(budget: int, options: dict[str, object]) -> N
     assert made.bytes <= budget
     assert made.bytes > 0.75 * budget or options.get("storage") == "written"
     assert set(made.target.tolist()) == {0, 1}
+
+
+def test_a_budget_holds_where_all_classes_together_need_wider_numbers() -> None:
+    # Twenty trees of a class have one-byte ids, four hundred of all classes have not.
+    classes = 20
+    long = [path([*((10 * label + i) % 200 + 1 for i in range(10)), label + 1]) for label in range(classes)]
+    short = [path([*((10 * label + i) % 200 + 1 for i in range(6)), label + 1]) for label in range(classes)]
+    miner = Mirage(2, budget=3418, closed=True).fit([*long, *long, *short], torch.arange(3 * classes) % classes)
+    assert fits_alone(miner, 3418) > 3418, "what fits class by class is too much together"
+    assert miner.transform().bytes <= 3418
 
 
 def test_a_larger_budget_lowers_thresholds() -> None:
@@ -216,6 +234,8 @@ def test_a_distilled_set_goes_to_a_file_and_back(tmp_path: Path) -> None:
 def test_the_exact_claims_hold_on_the_real_data() -> None:
     assert properties.distinct_trees() == 0
     assert properties.skew() == 0
+    assert properties.size_shortfall() == 0
+    assert properties.size_shortfall(0.95) > 0, "the check can fail"
     assert properties.skew(0.02) > 0.2, "the check can fail"
     assert properties.root_error("gin") < 1e-5
     assert properties.root_error("gcn", 1) < 1e-5
@@ -237,6 +257,29 @@ def test_the_arms_are_comparable(name: str) -> None:
         assert found.arms[arm].setting(task).bytes <= task.budget
 
 
+def test_what_is_pooled_is_measured_and_test_graphs_can_be_pooled_as_sets() -> None:
+    found = experiment.Cuneiform("smoke")
+    splits = found.bed.splits(0)
+    task = experiment.Task(splits.train, found.budget(splits.train), 0, found.bed)
+    whole = found.measure("full", packed(splits.train), task)["pooled_nodes"]
+    assert whole == pytest.approx(sum(map(len, splits.train.input)) / len(splits.train))
+    pooled = {name: found.measure(name, found.arms[name].setting(task), task) for name in ("mirage", "mirage-multiset")}
+    assert pooled["mirage"]["pooled_nodes"] < pooled["mirage-multiset"]["pooled_nodes"] <= 1.5 * whole
+    whole_set = experiment.GraphExperiment.measure(found, "full", packed(splits.train), task)
+    assert whole_set["size_agreement"] == pytest.approx(1)
+    inverted = [path([1] * (3 if label else 9)) for label in range(2)]
+    task_of_two = experiment.Task(Split(inverted, torch.tensor([0, 1]), torch.arange(2)), 0, 0, found.bed)
+    wrong = DistilledSet.of(inverted, torch.tensor([1, 0]))
+    assert found.measure("full", wrong, task_of_two)["size_agreement"] == pytest.approx(-1)
+    assert found.tested("mirage", splits.test) is splits.test
+    once = found.tested("mirage-sets-tested", splits.test)
+    trees = ComputationTrees(found.bed.plan.layers)
+    for graph, pools in zip(splits.test.input, (one.pool for one in once.input), strict=True):
+        assert float(pools.sum()) == pytest.approx(len(set(trees.roots(graph))))
+    deeper = found.arms["mirage-multiset-deeper"].setting(task)
+    assert task.budget < deeper.bytes <= 3 * task.budget, "deeper trees of all classes do not fit the others' bytes"
+
+
 def test_pictures_are_small_and_of_the_first_seed() -> None:
     found = experiment.Mutag("smoke")
     outcome = found.run("mirage", 0)
@@ -244,4 +287,5 @@ def test_pictures_are_small_and_of_the_first_seed() -> None:
     assert all(uri.startswith("data:image/svg+xml;base64,") for uri in outcome.pictures.values())
     assert sum(map(len, outcome.pictures.values())) < 40_000
     assert outcome.metrics["set_bytes"] <= found.budget(found.bed.splits(0).train)
-    assert not found.draw("random", experiment.Task(found.bed.splits(0).train, 800, 0, found.bed))
+    train = found.bed.splits(0).train
+    assert not found.draw("random", packed(train), experiment.Task(train, 800, 0, found.bed))

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from limbeck.engine import Turn
+from limbeck.engine import HalfCycle
 from limbeck.errors import UserError
 from limbeck.models.pairs import CrossEncoder, body_of, pair_scores
 from limbeck.models.sentence import SentenceEncoder
@@ -109,9 +109,9 @@ def test_three_policies(policy: str, cross_begins: str, bi_begins: str) -> None:
     start, plain, previous = encoder(0), encoder(1), encoder(2)
     made = method(start, plain=plain, initialise=policy)
     origins = {"plain": plain, "start": start, "previous": previous}
-    assert torch.equal(body(made._initial(Turn(1, "cross", 0, previous, start))), body(origins[cross_begins]))
+    assert torch.equal(body(made._initial(HalfCycle(1, "cross", 0, previous, start))), body(origins[cross_begins]))
     crossed = CrossEncoder.on(previous, max_length=24)
-    assert torch.equal(body(made._initial(Turn(1, "bi", 0, crossed, start))), body(origins[bi_begins]))
+    assert torch.equal(body(made._initial(HalfCycle(1, "bi", 0, crossed, start))), body(origins[bi_begins]))
 
 
 def test_b_0_and_the_plain_model_stay_as_they_are() -> None:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from limbeck.cache.fingerprint import fingerprint_text, fingerprint_tokenizer
 from limbeck.data.loaders import TensorLoader
 from limbeck.data.text_pairs import Pair, clean_pairs
-from limbeck.engine.alternation import Alternation, Form, Turn, mean_of
+from limbeck.engine.alternation import Alternation, Form, HalfCycle, mean_of
 from limbeck.engine.optimizer import OptimizerSettings
 from limbeck.errors import UserError
 from limbeck.measure.pairs import pair_quality
@@ -220,7 +220,7 @@ class TransEncoder:
             options=options,
         )
 
-    def _initial(self, turn: Turn) -> nn.Module:
+    def _initial(self, turn: HalfCycle) -> nn.Module:
         encoder = self.encoders[turn.member]
         if turn.form == "bi":
             return with_body(encoder, turn.previous if self.initialise == "sequential" else encoder)

@@ -1,0 +1,116 @@
+"""A small vision transformer: blocks, an encoder that may see some patches only, a classifier around it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from limbeck.errors import UserError
+from limbeck.nn.patches import patchify, take_tokens
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))`` with GELU."""
+
+    def __init__(self, width: int, heads: int, expansion: int = 4) -> None:
+        super().__init__()
+        if width % heads:
+            raise UserError("heads", heads, f"a divisor of the width, {width}")
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[B, L, width]`` to the same shape."""
+        parts = self.qkv(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        seen = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2])
+        tokens = tokens + self.out(seen.transpose(1, 2).flatten(2))
+        changed: Tensor = tokens + self.down(functional.gelu(self.up(self.norm2(tokens))))
+        return changed
+
+
+class ViT(nn.Module):
+    """An image encoder. Taps: ``embedding``, ``blocks.0`` ... (before the last norm), ``norm``.
+
+    Args:
+        size, patch, in_channels: of the square image, which is ``(size / patch)^2`` tokens and a class token in front.
+        width, depth, heads, expansion: of the blocks.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        size: int = 28,
+        patch: int = 4,
+        width: int = 48,
+        depth: int = 4,
+        heads: int = 4,
+        *,
+        in_channels: int = 1,
+        expansion: int = 4,
+    ) -> None:
+        super().__init__()
+        if size % patch:
+            raise UserError("patch", patch, f"a divisor of the image size, {size}")
+        self.size, self.patch, self.width, self.in_channels = size, patch, width, in_channels
+        self.tokens = (size // patch) ** 2
+        self.embedding = nn.Linear(patch * patch * in_channels, width)
+        self.class_token = nn.Parameter(torch.zeros(width))
+        self.register_buffer("positions", grid_positions(size // patch, width), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, heads, expansion) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        initialise(self)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Normed tokens ``[B, 1 + n, width]``, the class token first; ``keep`` ``[B, n]`` chooses the patches seen."""
+        patches = patchify(images, self.patch)
+        if patches.shape[1] != self.tokens:
+            raise UserError("images", list(images.shape), f"{self.size} x {self.size} pixels")
+        positions = self.positions.expand(len(images), -1, -1)
+        if keep is not None:
+            patches, positions = take_tokens(patches, keep), take_tokens(positions, keep)
+        first = self.class_token.expand(len(images), 1, -1)
+        tokens = torch.cat([first, self.embedding(patches) + positions], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
+
+class ViTClassifier(nn.Module):
+    """An encoder and a linear head on the mean of its patch tokens. Taps: ``encoder.blocks.0`` ..., ``head``."""
+
+    def __init__(self, encoder: ViT, classes: int = 10) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(encoder.width, classes)
+        initialise(self.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, classes]``."""
+        logits: Tensor = self.head(self.encoder(images)[:, 1:].mean(1))
+        return logits
+
+
+def grid_positions(side: int, width: int) -> Tensor:
+    """Fixed sine and cosine positions ``[side * side, width]`` of a square grid: half the width for the column, half
+    for the row, each in ``width / 4`` wavelengths from 2 pi to 20,000 pi (Vaswani et al., 2017, in two dimensions)."""
+    if width % 4:
+        raise UserError("width", width, "a multiple of 4, for sines and cosines of row and column")
+    rates = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [axis.flatten().double()[:, None] * rates for axis in (columns, rows)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+
+
+def initialise(module: nn.Module) -> None:
+    """The start that MAE gives its transformers: Xavier-uniform weights, zero biases, small class and mask tokens."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
+    for name, parameter in module.named_parameters():
+        if name.rpartition(".")[2] in ("class_token", "mask_token"):
+            nn.init.normal_(parameter, std=0.02)

@@ -1,0 +1,1 @@
+"""SwiftBrush: image-free one-step generation by variational score distillation."""

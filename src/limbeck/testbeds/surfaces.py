@@ -1,0 +1,111 @@
+"""Surfaces with defects that somebody else made: simulated textiles, and photos of solar cells.
+
+``plain``: 250 x 250 images of a stochastic textile surface, **simulated** by the authors of the set; a local defect is
+a patch of some ten pixels from another process, a global one another direction and grain of the whole. No masks.
+``solar``: **real** electroluminescence photos of polycrystalline solar cells; good ones have the defect probability 0,
+defective ones 1 (the unsure third between is left out). No masks. Cells of one module are alike and nobody says which
+belong together, so that good test cells may come from modules that were trained on.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from limbeck.data.artefacts import fetch
+from limbeck.testbeds.anomaly import TILE, AnomalyTestbed, Surfaces, hashes
+from limbeck.testbeds.base import Size
+
+_TEXTILES, _CELLS = "conformal-clip-data", "elpv-dataset"
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Images of each kind: ``good`` to learn from, ``test`` good ones and per kind of defect, ``side`` in pixels."""
+
+    about: str
+    artefact: str
+    good: int
+    test: int
+    side: int
+
+
+class SurfaceImages(AnomalyTestbed):
+    """See the module. Every image becomes ``(side / 64)^2`` tiles."""
+
+    name = "surfaces"
+    regimes: ClassVar[Mapping[str, Regime]] = {
+        "plain": Regime("simulated textiles, local and global defects", _TEXTILES, 14, 20, 256),
+        "solar": Regime("real photos of solar cells", _CELLS, 60, 60, 128),
+    }
+
+    def __init__(self, regime: str = "plain", size: Size = "full") -> None:
+        super().__init__(regime, size)
+        chosen = self.regimes[regime]
+        small = Regime(chosen.about, chosen.artefact, 12, 3, TILE)
+        self.plan: Regime = chosen if size == "full" else small
+
+    def data_hashes(self) -> dict[str, str]:
+        """Of the set, the backbone and the photos that it is checked with."""
+        return hashes(self.plan.artefact)
+
+    def surfaces(self, seed: int = 0) -> Surfaces:
+        """The same images for every seed."""
+        return self._surfaces(0)
+
+    def gate_surfaces(self) -> list[Surfaces]:
+        """The next images of every kind, the same ones to learn from."""
+        return [self._surfaces(1)]
+
+    def _surfaces(self, part: int) -> Surfaces:
+        plan = self.plan
+        pools = _pools(fetch(plan.artefact), plan.artefact == _CELLS)
+        test, kind = [], []
+        good = next(iter(pools.values()))
+        for number, paths in enumerate(pools.values()):
+            start = (plan.good if number == 0 else 0) + part * plan.test
+            test += paths[start : start + plan.test]
+            kind += [number] * plan.test
+        tiles = (plan.side // TILE) ** 2
+        return Surfaces(
+            _tiles(tuple(good[: plan.good]), plan.side), _tiles(tuple(test), plan.side), torch.tensor(kind),
+            tuple(pools), tiles=tiles,
+        )  # fmt: skip
+
+
+@cache
+def _pools(folder: Path, cells: bool) -> dict[str, list[Path]]:
+    """Images by kind, good ones first, in a fixed random order: neighbouring numbers are neighbours on a module."""
+    if not cells:
+        pools = {"good": "nominal", "local": "local", "global": "global"}
+        found = {kind: sorted((folder / name).iterdir()) for kind, name in pools.items()}
+    else:
+        found = {"good": [], "defective": []}
+        with (folder / "labels.csv").open(newline="") as stream:
+            for name, probability, module in csv.reader((" ".join(line.split()) for line in stream), delimiter=" "):
+                if module == "poly" and float(probability) in (0.0, 1.0):
+                    found["defective" if float(probability) else "good"].append(folder / name)
+    generator = torch.Generator().manual_seed(0)
+    return {
+        kind: [paths[place] for place in torch.randperm(len(paths), generator=generator).tolist()]
+        for kind, paths in found.items()
+    }
+
+
+@cache
+def _tiles(paths: tuple[Path, ...], side: int) -> Tensor:
+    made = []
+    for path in paths:
+        picture = Image.open(path).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        made.append(pixels.unfold(1, TILE, TILE).unfold(2, TILE, TILE).permute(1, 2, 0, 3, 4).flatten(0, 1))
+    return torch.cat(made)
