@@ -86,7 +86,9 @@ def systems_lines() -> list[str]:
         counts = registry.verdicts(card.slug).values()
         sums = [sum(entry.get(verdict, 0) for entry in counts) for verdict in verdicts]
         page = (card.folder / "README.md").relative_to(ROOT)
-        lines.append(f"| [{card.slug}]({page}) | {card.title} ({card.year}) | " + " | ".join(map(str, sums)) + " |")
+        shown = [str(count) for count in sums] if counts else ["not recorded yet", "", ""]
+        note = f"; not yet: {', '.join(card.unrecorded)}" if counts and card.unrecorded else ""
+        lines.append(f"| [{card.slug}]({page}) | {card.title} ({card.year}){note} | {' | '.join(shown)} |")
     return lines
 
 
