@@ -151,6 +151,19 @@ def test_validation_inside_an_epoch_picks_the_best_step_through_a_cut(step: int,
     assert equal(states(whole), states(resumed))
 
 
+def test_every_judge_sees_every_validation_and_no_step_is_validated_twice() -> None:
+    class Seen(Callback):
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def look(self, values: dict[str, float], epoch: int, pl_module: Any) -> None:
+            self.steps.append(pl_module.steps_done)
+
+    seen = Seen()
+    run(distiller(SOURCES["live"]), None, seen, validate_every=1, accumulate_grad_batches=2)
+    assert seen.steps == [1, 2, 3, 4, 5, 6]
+
+
 def test_selection_survives_nan_and_names_what_is_validated() -> None:
     scores = {"score": [float("nan"), 0.3, 0.1]}
     options: dict[str, Any] = {"validate": lambda m: {"score": scores["score"][m.current_epoch]}, "select": "score"}
