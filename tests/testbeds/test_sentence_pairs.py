@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from limbeck.errors import UserError
 from limbeck.models.pairs import pair_scores
 from limbeck.testbeds import load
 from limbeck.testbeds.sentence_pairs import SentencePairs
-from limbeck.testbeds.text_encoders import mask_tokens
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,21 @@ def test_the_encoders_learned_something_and_are_made_once(bed: SentencePairs) ->
     assert not torch.equal(start.encode(["a dog"]), bed.plain("first").encode(["a dog"]))
 
 
+def test_mean_word_vectors_are_a_rival_without_a_network(bed: SentencePairs) -> None:
+    split = bed.splits().validation
+    seen = [
+        [bed.words[bed.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in pair] for pair in split.input
+    ]
+    means = [[normalize(normalize(words, dim=-1).mean(0), dim=0) for words in pair] for pair in seen]
+    expected = bed.quality(torch.stack([first @ second for first, second in means]), split)
+    assert bed.mean_of_words(split) == pytest.approx(expected)
+    assert bed.words.shape[1] == max(bed.encoder(name).width for name in bed.plan.encoders)
+
+
 def test_gate_and_metrics(bed: SentencePairs) -> None:
     assert set(bed.evaluate(bed.teacher(), bed.splits().test)) == {"spearman", "pearson", "auc"}
-    assert [check.name for check in bed.gate().checks] == ["start", "start_over_plain", "supervised_over_start"]
+    names = ["start", "start_over_random", "start_over_words", "supervised_over_start"]
+    assert [check.name for check in bed.gate().checks] == names
     split = bed.splits().test
     perfect = bed.quality(split.labels, split)
     assert perfect["spearman"] == pytest.approx(1.0)
@@ -78,16 +90,3 @@ def test_gate_and_metrics(bed: SentencePairs) -> None:
         bed.encoder("third")
     with pytest.raises(UserError, match="num_classes"):
         _ = bed.num_classes
-
-
-def test_masks_hide_eight_in_ten_and_never_special_tokens(bed: SentencePairs) -> None:
-    tokenizer = bed.encoder("first").tokenizer
-    ids = torch.full((200, 50), 20)
-    ids[:, 0] = tokenizer.cls_token_id
-    special = torch.tensor(tokenizer.all_special_ids)
-    hidden, guessed = mask_tokens(ids, special, tokenizer, 0.15, torch.Generator().manual_seed(0))
-    assert not guessed[:, 0].any()
-    assert torch.equal(hidden[~guessed], ids[~guessed])
-    assert float(guessed[:, 1:].float().mean()) == pytest.approx(0.15, abs=0.02)
-    assert float((hidden[guessed] == tokenizer.mask_token_id).float().mean()) == pytest.approx(0.8, abs=0.04)
-    assert float((hidden[guessed] == 20).float().mean()) == pytest.approx(0.1, abs=0.03)

@@ -19,8 +19,9 @@ from limbeck.models.pairs import CrossEncoder, body_of, pair_scores
 from limbeck.models.sentence import SentenceEncoder
 from limbeck.models.word_pieces import word_pieces
 from limbeck.objectives import ScoreBCE, ScoreMSE
-from limbeck.sources import Source
-from limbeck.systems.retrieval.trans_encoder.experiment import EXPERIMENTS, Plan, shuffled
+from limbeck.sources import Source, Table
+from limbeck.systems.retrieval.trans_encoder import experiment as module
+from limbeck.systems.retrieval.trans_encoder.experiment import EXPERIMENTS, FirstBy
 from limbeck.systems.retrieval.trans_encoder.method import BI, CROSS, Recipe, TransEncoder
 
 WORDS = ["cat", "dog", "bird", "fish", "sleeps", "runs", "sings", "swims", "on", "the", "sofa", "park", "roof", "sea"]
@@ -226,30 +227,46 @@ def test_a_cut_run_goes_on_to_the_same_bits(tmp_path: Path, step: int) -> None:
 # The experiment.
 
 
-def test_the_control_gives_every_pair_the_label_of_another_one() -> None:
-    from limbeck.sources import Table
+def scored(experiment: Any, arm: str) -> torch.Tensor:
+    """What the first cross-encoder of an arm is asked to learn."""
+    asked: list[torch.Tensor] = []
 
-    ids = torch.arange(50)
-    table = shuffled([Table(ids, {"score": torch.arange(50.0)})], seed=0, count=50)
-    said = torch.as_tensor(table({"id": ids}, ("score",))["score"])
-    assert torch.equal(said.sort().values, torch.arange(50.0))
-    assert float((said == torch.arange(50.0)).float().mean()) < 0.2
+    class Looking(TransEncoder):
+        def fit(self, pairs: Any, dev: Any = None) -> TransEncoder:
+            own = [Table(torch.arange(len(pairs)), {"score": pair_scores(self.encoders[0], pairs)})]
+            said = self.combine(own)({"id": torch.arange(len(pairs))}, ("score",))["score"]
+            asked.append(torch.as_tensor(said))
+            self.steps_ = []
+            return self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TransEncoder", Looking)
+        experiment.train(experiment.arms[arm].setting, 0)
+    return asked[0]
 
 
-def test_arms_that_differ_in_cycles_alone_are_one_chain() -> None:
-    experiment = EXPERIMENTS["glosses"]("smoke")
-    asked: list[Plan] = []
+def test_who_labels_first() -> None:
+    glosses, minilm = (EXPERIMENTS[name]("smoke") for name in ("glosses", "minilm"))
+    own, real = scored(glosses, "self"), scored(minilm, "self")
+    pairs = list(glosses.bed.splits(0).train.input)  # type: ignore[attr-defined]
+    torch.testing.assert_close(own, pair_scores(glosses.bed.encoder(), pairs))  # type: ignore[attr-defined]
+    torch.testing.assert_close(real, pair_scores(minilm.bed.supervised(), pairs))  # type: ignore[attr-defined]
+    turned = scored(minilm, "shuffled")
+    torch.testing.assert_close(turned.sort().values, real.sort().values)
+    assert float((turned == real).float().mean()) < 0.2
 
-    def train(plan: Plan, seed: int) -> list[Any]:
-        asked.append(plan)
-        return []
 
-    experiment.train = train  # type: ignore[attr-defined]
-    for name in ("self-1", "self-2", "self-3"):
-        experiment.chain(experiment.arms[name].setting, 0)  # type: ignore[attr-defined]
-    assert len(asked) == 1
-    experiment.chain(experiment.arms["self-2"].setting, 0)  # type: ignore[attr-defined]
-    assert len(asked) == 2, "an arm that is run again is trained again"
-    experiment.chain(experiment.arms["mse-1"].setting, 0)  # type: ignore[attr-defined]
-    experiment.chain(experiment.arms["self-1"].setting, 1)  # type: ignore[attr-defined]
-    assert len(asked) == 4
+def test_given_labels_are_for_the_first_round_only() -> None:
+    ids = {"id": torch.arange(3)}
+    combine = FirstBy(torch.tensor([5.0, 6.0, 7.0]))
+    own = [Table(ids["id"], {"score": torch.tensor(value)}) for value in ([1.0, 2.0, 3.0], [3.0, 4.0, 5.0])]
+    rounds = [torch.as_tensor(combine(own)(ids, ("score",))["score"]).tolist() for _ in range(2)]
+    assert rounds == [[5.0, 6.0, 7.0], [2.0, 3.0, 4.0]]
+
+
+def test_b_0_stands_in_every_column_that_a_claim_compares() -> None:
+    for name, kind in EXPERIMENTS.items():
+        experiment = kind("smoke")
+        given = experiment.run("none", 0).metrics
+        assert {claim.metric for claim in experiment.claims if claim.over == "none"} <= given.keys(), name
+        assert given["bi_1"] == given["cross_3"]
