@@ -167,7 +167,7 @@ class TransEncoder:
         return self
 
     def choose(self, form: str = "bi", by: str = "last") -> list[nn.Module]:
-        """One network per member, not b_0: of the ``last`` cycle (no label has a part in it), or the best on ``dev``."""
+        """One network per member, not b_0: of the ``last`` cycle (no label has a part in it) or the best on ``dev``."""
         if by not in ("last", "dev"):
             raise UserError("by", by, ("last", "dev"))
         if form not in self.forms:
