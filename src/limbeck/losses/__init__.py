@@ -53,6 +53,7 @@ from limbeck.losses.relations import (
     similarity_preserving,
 )
 from limbeck.losses.score import denoising, score_identity, toward_target
+from limbeck.losses.scores import score_mse, soft_bce
 from limbeck.losses.squared import brier, probability_mse
 from limbeck.losses.transport import SinkhornPlan, class_transport, sinkhorn_distance, sinkhorn_plan
 from limbeck.losses.vocabulary import linear_cross_entropy, linear_divergence, linear_sparse_divergence
@@ -105,6 +106,7 @@ __all__ = [
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
+    "score_mse",
     "score_identity",
     "self_attention_relations",
     "similarity_distribution",
@@ -114,6 +116,7 @@ __all__ = [
     "skewed_kl",
     "skewed_reverse_kl",
     "smooth_l1",
+    "soft_bce",
     "soft_cross_entropy",
     "soft_info_nce",
     "soft_ranks",

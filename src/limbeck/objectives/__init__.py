@@ -13,6 +13,7 @@ from limbeck.objectives.features import (
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
 from limbeck.objectives.reconstruction import MaskedReconstruction
+from limbeck.objectives.scores import ScoreBCE, ScoreMSE, ScoreObjective
 from limbeck.objectives.supervised import Brier, CrossEntropy, TargetMSE
 from limbeck.objectives.text import parse_objective
 
@@ -37,6 +38,9 @@ __all__ = [
     "ProbabilityMSE",
     "ReverseKL",
     "Scaled",
+    "ScoreBCE",
+    "ScoreMSE",
+    "ScoreObjective",
     "SimilarityDistribution",
     "Sum",
     "TargetMSE",

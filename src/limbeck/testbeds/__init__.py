@@ -16,6 +16,7 @@ TESTBEDS = {
     "gaussian_mixture": "gaussian_mixture:GaussianMixture",
     "manpages": "manpages:ManPages",
     "masked_fashion": "masked_fashion:MaskedFashion",
+    "sentence_pairs": "sentence_pairs:SentencePairs",
     "small_diffusion": "small_diffusion:SmallDiffusion",
     "surfaces": "surfaces:SurfaceImages",
     "textures": "textures:Textures",
