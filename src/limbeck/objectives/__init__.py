@@ -11,6 +11,7 @@ from limbeck.objectives.features import (
     SimilarityDistribution,
 )
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
+from limbeck.objectives.masks import PromptedMasks
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
 from limbeck.objectives.reconstruction import MaskedReconstruction
 from limbeck.objectives.supervised import Brier, CrossEntropy, TargetMSE
@@ -35,6 +36,7 @@ __all__ = [
     "Needs",
     "Objective",
     "ProbabilityMSE",
+    "PromptedMasks",
     "ReverseKL",
     "Scaled",
     "SimilarityDistribution",

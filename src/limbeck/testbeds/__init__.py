@@ -17,6 +17,7 @@ TESTBEDS = {
     "manpages": "manpages:ManPages",
     "masked_fashion": "masked_fashion:MaskedFashion",
     "small_diffusion": "small_diffusion:SmallDiffusion",
+    "small_sam": "small_sam:SmallSAM",
     "surfaces": "surfaces:SurfaceImages",
     "textures": "textures:Textures",
     "thumbnails": "thumbnails:Thumbnails",
