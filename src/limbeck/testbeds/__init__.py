@@ -16,6 +16,7 @@ TESTBEDS = {
     "gaussian_mixture": "gaussian_mixture:GaussianMixture",
     "manpages": "manpages:ManPages",
     "masked_fashion": "masked_fashion:MaskedFashion",
+    "sam_photos": "sam_photos:SAMPhotos",
     "small_diffusion": "small_diffusion:SmallDiffusion",
     "small_sam": "small_sam:SmallSAM",
     "surfaces": "surfaces:SurfaceImages",

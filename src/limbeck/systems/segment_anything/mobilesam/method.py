@@ -17,7 +17,6 @@ what it is compared with. "Faster Segment Anything: Towards Lightweight SAM for 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,18 +26,129 @@ from limbeck import losses
 from limbeck.engine import Distiller, OptimizerSettings
 from limbeck.errors import UserError
 from limbeck.models.segment_anything import SegmentAnything
-from limbeck.objectives import Cosine, FeatureMSE, Needs, Objective, PromptedMasks
-from limbeck.objectives.base import row_options
-from limbeck.objectives.features import images_of
+from limbeck.objectives import Needs, Objective, PromptedMasks, row_options
+from limbeck.objectives.reconstruction import images_of
 from limbeck.signals import Batch, Signals, dense
 from limbeck.sources import Continued, Live, Source
 from limbeck.taps import swap
 
 DISTANCES = ("mse", "root", "cosine")
-#: Names of the pipeline's parts; all but the encoder stay as they are.
-ENCODER, DECODER = "image_encoder", "mask_decoder"
+LEARNING = ("encoder", "encoder and decoder", "decoder", "everything")
+_PATTERNS = (("image_encoder.*",), ("image_encoder.*", "mask_decoder.*"), ("mask_decoder.*",), ("*",))
+
+
+class EmbeddingLoss(Objective):
+    """Distance of embeddings ``[B, C, h, w]``; a batch's ``mask`` ``[B, h, w]`` leaves out cells (padding).
+
+    Args:
+        distance: ``mse``: the mean over all elements, as published. ``root``: the square root of the mean over cells of
+            the sum over channels, as a third party trains it; its gradient has a length that does not shrink with
+            the error. ``cosine``: one minus the cosine of every cell's channels, blind to their scale.
+    """
+
+    needs = Needs("embedding", "embedding")
+
+    def __init__(self, distance: str = "mse") -> None:
+        super().__init__()
+        if distance not in DISTANCES:
+            raise UserError("distance", distance, DISTANCES)
+        self.distance = distance
+        # A root of a mean is no mean of roots: all rows of a batch count together.
+        self.batchwise = distance == "root"
+
+    def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        ours, theirs = dense(student, "embedding"), dense(teacher, "embedding")
+        options = row_options(batch)
+        if self.distance == "cosine":
+            return {"cosine": losses.cosine_distance(ours, theirs, axis=1, **options)}
+        if self.distance == "mse":
+            return {"mse": losses.mse(ours, theirs, axis=1, **options)}
+        squared = losses.mse(ours, theirs, axis=1, per_row="sum", **options)
+        # The root's slope at zero is infinite.
+        return {"root": squared.clamp_min(1e-12).sqrt()}
+
+    def extra_repr(self) -> str:
+        return f"distance={self.distance}"
+
+
+def decoupled(
+    student: nn.Module,
+    teacher: Source | nn.Module,
+    *,
+    distance: str = "mse",
+    optimizer: OptimizerSettings | None = None,
+) -> Distiller:
+    """The method: ``student`` learns to give what ``teacher`` gives.
+
+    Args:
+        student: images ``[B, 3, H, W]`` -> embedding, of the teacher's shape and stride; its last layer should be a
+            norm as the teacher's is (:func:`limbeck.models.segment_anything.neck`), which fixes the scale.
+        teacher: the pipeline's encoder; or a source of its ``embedding``, such as a cache of it. Stored embeddings
+            forbid augmentation that the store does not know of.
+    """
+    source = Live(teacher, forward=embed) if isinstance(teacher, nn.Module) else teacher
+    return Distiller(student, EmbeddingLoss(distance), source, optimizer=optimizer, forward=embed)
+
+
+def through_decoder(
+    pipeline: SegmentAnything,
+    teacher: Source | None,
+    *,
+    learning: str = "encoder",
+    optimizer: OptimizerSettings | None = None,
+) -> Distiller:
+    """The rivals: a pipeline with the small encoder in it learns from masks, on batches with prompts.
+
+    Args:
+        teacher: source of masks (:func:`prompted_teacher`); None for the batch's own true ones.
+        learning: ``encoder``: semi-coupled (or supervised); ``encoder and decoder``: coupled; ``decoder``: the second
+            stage behind :func:`decoupled`; ``everything``: no pipeline is kept at all.
+    """
+    if learning not in LEARNING:
+        raise UserError("learning", learning, LEARNING)
+    return Distiller(
+        pipeline,
+        PromptedMasks("truth" if teacher is None else "teacher"),
+        teacher,
+        optimizer=optimizer,
+        trainable=_PATTERNS[LEARNING.index(learning)],
+    )
+
+
+def prompted_teacher(embeddings: Source, pipeline: SegmentAnything) -> Continued:
+    """The whole teacher on a batch's prompts: stored embeddings, and the light decoder live."""
+    return Continued(embeddings, pipeline, decode)
+
+
+def put_back(pipeline: nn.Module, encoder: nn.Module, example: Any, *, path: str = "image_encoder") -> nn.Module:
+    """A copy of the pipeline with ``encoder`` at ``path``; the pipeline itself is left alone.
+
+    Args:
+        example: an input of the pipeline, on which it runs once: an encoder whose output has another shape there, and
+            so another stride or number of channels, is refused.
+    """
+    whole = copy.deepcopy(pipeline)
+    swap(whole, path, encoder, example=example)
+    return whole.eval()
+
+
+def content_cells(sizes: Tensor, cells: tuple[int, int], stride: int) -> Tensor:
+    """Which cells of an embedding see the image and not its padding on the right and below: bool ``[B, h, w]``.
+
+    Args:
+        sizes: int64 ``[B, 2]``, height and width in pixels of what is not padding. A cell with any of it counts.
+    """
+    rows, columns = (torch.arange(count) * stride for count in cells)
+    return (rows[None, :, None] < sizes[:, 0, None, None]) & (columns[None, None, :] < sizes[:, 1, None, None])
 
 
 def embed(encoder: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Run an encoder on a batch's images, whatever else the batch holds (prompts)."""
+    """Run an encoder on a batch's images, whatever else the batch holds."""
     return {"embedding": encoder(images_of(batch))}
+
+
+def decode(pipeline: SegmentAnything, signals: Signals, batch: Batch) -> dict[str, Tensor]:
+    """What the pipeline says to a batch's prompts when the embedding is known."""
+    image = images_of(batch)
+    given = batch["input"]
+    return pipeline.decode(dense(signals, "embedding"), given["points"], given["labels"], tuple(image.shape[-2:]))
