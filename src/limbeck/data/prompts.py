@@ -125,4 +125,6 @@ class MaskPrompts:
             "points": torch.where(boxed[..., None, None], corners, points),
             "labels": torch.where(boxed[..., None], corner_labels, labels),
         }
-        return {**batch, "input": given, "target": target, "mask": (counts > 0).expand_as(chosen)}
+        # The view is that of the prompts; the images are as they were, and stored answers to them hold.
+        rest = {name: value for name, value in batch.items() if name != "view"}
+        return {**rest, "input": given, "target": target, "mask": (counts > 0).expand_as(chosen)}

@@ -100,8 +100,12 @@ class SAMPhotos(Testbed):
         return _mobile_sam()
 
     def student(self, seed: int = 0) -> PhotoEncoder:
-        """ImageNet's MobileNetV2 up to 1/16, frozen, and a fresh head."""
-        return PhotoEncoder(_trunk(), seeded(head, seed))
+        """ImageNet's MobileNetV2 up to 1/16, frozen, and a fresh head whose last norm is the teacher's: its scale is a
+        tenth of a fresh norm's, and a few hundred steps would go into learning that alone."""
+        encoder = PhotoEncoder(_trunk(), seeded(head, seed))
+        teacher: Any = self.teacher().image_encoder
+        encoder.head[-1].load_state_dict(teacher.neck[-1].state_dict())  # type: ignore[index]
+        return encoder
 
     def embeddings(self) -> Cached:
         """The teacher's embeddings of the training photos, from the teacher cache (float16)."""
@@ -149,6 +153,10 @@ class SAMPhotos(Testbed):
     def answers(self, model: SegmentAnything, embedding: Tensor) -> dict[str, Tensor]:
         """What ``model`` answers about the test objects when its embeddings of the test photos are these."""
         return answers(model, embedding, self.objects("test"), (MASK, MASK), KINDS, batch_size=8)
+
+    def test_answers(self, model: SegmentAnything) -> dict[str, Tensor]:
+        """The same from the photos on."""
+        return self.answers(model, run(model.image_encoder, torch.as_tensor(self.splits().test.input)))
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """``alignment``: mean IoU with the teacher's answers to the same prompts on the test photos, by kind;

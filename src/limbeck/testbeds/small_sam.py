@@ -78,7 +78,7 @@ class Regime:
 
 _STUDENT = {"stem": 8, "width": 24, "local": 1, "depth": 2}
 _SMOKE = Regime(
-    "seconds", PromptRecipe(30), {"stem": 8, "width": 32, "local": 1, "depth": 1, "heads": 2}, _STUDENT,
+    "seconds", PromptRecipe(150, prompts=2, learning_rate=3e-3, focal=1.0), {"stem": 8, "width": 32, "local": 1, "depth": 1, "heads": 2}, _STUDENT,
     {"box_miou": (0.0, 1.0)}, 64, 64, 16, 16,
 )  # fmt: skip
 
