@@ -34,7 +34,7 @@ def boxes_of(masks: Tensor) -> Tensor:
 
 def depth_of(masks: Tensor) -> Tensor:
     """How deep every pixel lies in its mask ``[..., H, W]``: 1 at the edge, one more with every ring; 0 outside."""
-    left, depth = masks.float().flatten(0, -3)[:, None], torch.zeros(1)
+    left, depth = masks.float().reshape(-1, 1, *masks.shape[-2:]), torch.zeros(1)
     while left.any():
         depth = depth + left
         # A mask that is cut off by the image has its edge there.

@@ -28,7 +28,7 @@ from limbeck.errors import UserError
 from limbeck.models.segment_anything import SegmentAnything
 from limbeck.objectives import Needs, Objective, PromptedMasks, row_options
 from limbeck.objectives.reconstruction import images_of
-from limbeck.signals import Batch, Signals, dense
+from limbeck.signals import Batch, Forward, Signals, dense
 from limbeck.sources import Continued, Live, Source
 from limbeck.taps import swap
 
@@ -77,6 +77,7 @@ def decoupled(
     *,
     distance: str = "mse",
     optimizer: OptimizerSettings | None = None,
+    forward: Forward | None = None,
 ) -> Distiller:
     """The method: ``student`` learns to give what ``teacher`` gives.
 
@@ -85,9 +86,11 @@ def decoupled(
             norm as the teacher's is (:func:`limbeck.models.segment_anything.neck`), which fixes the scale.
         teacher: the pipeline's encoder; or a source of its ``embedding``, such as a cache of it. Stored embeddings
             forbid augmentation that the store does not know of.
+        forward: how to run an encoder that does not give a bare tensor, as :func:`embed` does one that does.
     """
-    source = Live(teacher, forward=embed) if isinstance(teacher, nn.Module) else teacher
-    return Distiller(student, EmbeddingLoss(distance), source, optimizer=optimizer, forward=embed)
+    run = forward or embed
+    source = Live(teacher, forward=run) if isinstance(teacher, nn.Module) else teacher
+    return Distiller(student, EmbeddingLoss(distance), source, optimizer=optimizer, forward=run)
 
 
 def through_decoder(
@@ -149,6 +152,6 @@ def embed(encoder: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 def decode(pipeline: SegmentAnything, signals: Signals, batch: Batch) -> dict[str, Tensor]:
     """What the pipeline says to a batch's prompts when the embedding is known."""
-    image = images_of(batch)
+    height, width = images_of(batch).shape[-2:]
     given = batch["input"]
-    return pipeline.decode(dense(signals, "embedding"), given["points"], given["labels"], tuple(image.shape[-2:]))
+    return pipeline.decode(dense(signals, "embedding"), given["points"], given["labels"], (height, width))
