@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    MobileNetV2Config, MobileNetV2Model, SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig,
+    MobileNetV2Config,
+    MobileNetV2Model,
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamPromptEncoderConfig,
     SamVisionConfig,
 )  # fmt: skip
 from transformers.models.sam.modeling_sam import SamVisionEncoderOutput
@@ -35,7 +40,9 @@ def teacher() -> Any:
         hidden_size=48, output_channels=WIDTH, num_hidden_layers=3, num_attention_heads=4, mlp_dim=96, image_size=SIDE,
         patch_size=SIDE // CELLS, global_attn_indexes=[2], window_size=2, num_pos_feats=WIDTH // 2,
     )  # fmt: skip
-    prompts = SamPromptEncoderConfig(hidden_size=WIDTH, image_size=SIDE, patch_size=SIDE // CELLS, mask_input_channels=4)
+    prompts = SamPromptEncoderConfig(
+        hidden_size=WIDTH, image_size=SIDE, patch_size=SIDE // CELLS, mask_input_channels=4
+    )
     decoder = SamMaskDecoderConfig(hidden_size=WIDTH, mlp_dim=64, num_attention_heads=4, iou_head_hidden_dim=WIDTH)
     config = SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
     return SamModel(config).eval()

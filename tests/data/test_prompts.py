@@ -18,8 +18,8 @@ from limbeck.data.prompts import (
     prompt_for,
     random_pixel,
 )
-from limbeck.data.sprites import SpriteWorld
 from limbeck.data.split import Split
+from limbeck.data.sprites import SpriteWorld
 from limbeck.errors import UserError
 
 

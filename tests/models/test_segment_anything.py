@@ -53,7 +53,9 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     made = {}
     for name, value in state.items():
-        if not name.startswith(("prompt_encoder.", "mask_decoder.")) or "mask_embed." in name.replace("no_mask_embed.", ""):
+        if not name.startswith(("prompt_encoder.", "mask_decoder.")) or "mask_embed." in name.replace(
+            "no_mask_embed.", ""
+        ):
             continue
         plain = name
         for pattern, text in names.items():
@@ -174,4 +176,3 @@ def test_mobile_sam_finds_a_square_and_has_the_published_sizes() -> None:
     assert float((mask & truth).sum() / (mask | truth).sum()) > 0.9
     assert float(found["iou"][0, 0, 0]) > 0.8
     assert not any(parameter.requires_grad for parameter in model.parameters())
-

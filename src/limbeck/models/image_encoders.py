@@ -47,7 +47,10 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.local = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
         self.norm = nn.GroupNorm(1, channels)
-        self.widen, self.narrow = nn.Conv2d(channels, expansion * channels, 1), nn.Conv2d(expansion * channels, channels, 1)
+        self.widen, self.narrow = (
+            nn.Conv2d(channels, expansion * channels, 1),
+            nn.Conv2d(expansion * channels, channels, 1),
+        )
         self.active = nn.GELU()
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """MobileSAM with its published weights: timm's TinyViT as the encoder, our own prompt encoder and mask decoder.
 
-The encoder has 6.0 M weights and was itself distilled from SAM's ViT-H; prompt encoder and decoder are SAM's own. Images
-of any size that is a multiple of 32 pass; the weights have learnt 1,024 pixels on the longer side.
+The encoder has 5.7 M weights and was itself distilled from SAM's ViT-H; prompt encoder and decoder are SAM's own.
+Images of any size that is a multiple of 16 pass; the weights have learnt 1,024 pixels on the longer side.
 """
 
 from __future__ import annotations

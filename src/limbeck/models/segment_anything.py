@@ -14,6 +14,7 @@ Source: Kirillov et al., Segment Anything, ICCV 2023.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -228,7 +229,7 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, out: int, depth: int) -> None:
         super().__init__()
         widths = [width, *[hidden] * (depth - 1), out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, rows: Tensor) -> Tensor:
         for place, layer in enumerate(self.layers):

@@ -48,5 +48,3 @@ def answers(
         ]
         found[kind] = torch.cat(parts)
     return found
-
-

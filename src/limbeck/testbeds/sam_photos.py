@@ -59,7 +59,9 @@ class SAMPhotos(Testbed):
     """See the module. Inputs are uint8 photos ``[N, 3, 320, 320]``, padded on the right or below."""
 
     name = "sam_photos"
-    regimes: ClassVar[Mapping[str, Regime]] = {"plain": Regime("300 photos to learn from, 48 to be judged by", 300, 16, 48)}
+    regimes: ClassVar[Mapping[str, Regime]] = {
+        "plain": Regime("300 photos to learn from, 48 to be judged by", 300, 16, 48)
+    }
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
         # Silhouettes of photos on white ground, asked for by their box.
         "silhouette_miou": (0.8, 1.0),
@@ -119,7 +121,9 @@ class SAMPhotos(Testbed):
     def _signals(self, role: str, network: nn.Module) -> Cached:
         source = Live(network, forward=_embed)
         data = {"preprocessing": f"{SIDE} {_PAD} {mobile_sam.MEAN} {mobile_sam.STD}", "data": str(self.data_hashes())}
-        return kept_signals(f"{self.name}-{role}-{self.size}", source, self.splits().train.batches(4), ("embedding",), data)
+        return kept_signals(
+            f"{self.name}-{role}-{self.size}", source, self.splits().train.batches(4), ("embedding",), data
+        )
 
     def objects(self, part: str) -> Tensor:
         """What the teacher finds on the photos of ``train`` or ``test`` without being told: bool ``[N, 3, 80, 80]``."""

@@ -78,9 +78,16 @@ class Regime:
 
 _STUDENT = {"stem": 8, "width": 24, "local": 1, "depth": 2}
 _SMOKE = Regime(
-    "seconds", PromptRecipe(150, prompts=2, learning_rate=3e-3, focal=1.0), {"stem": 8, "width": 32, "local": 1, "depth": 1, "heads": 2}, _STUDENT,
-    {"box_miou": (0.0, 1.0)}, 64, 64, 16, 16,
-)  # fmt: skip
+    "seconds",
+    PromptRecipe(150, prompts=2, learning_rate=3e-3, focal=1.0),
+    {"stem": 8, "width": 32, "local": 1, "depth": 1, "heads": 2},
+    _STUDENT,
+    {"box_miou": (0.0, 1.0)},
+    train=64,
+    teacher_train=64,
+    validation=16,
+    test=16,
+)
 
 
 class SmallSAM(Testbed):
@@ -125,7 +132,9 @@ class SmallSAM(Testbed):
     def _splits(self) -> Splits:
         plan = self.plan
         return Splits(
-            self._scenes(_TRAIN, plan.train), self._scenes(_VALIDATION, plan.validation), self._scenes(0, plan.test, "test")
+            self._scenes(_TRAIN, plan.train),
+            self._scenes(_VALIDATION, plan.validation),
+            self._scenes(0, plan.test, "test"),
         )
 
     def teacher_samples(self) -> Split:
@@ -218,7 +227,8 @@ class SmallSAM(Testbed):
             "box_miou": found["truth_box"],
             "point_miou": found["truth_point"],
             "prompt_scatter": float(torch.tensor(points).std()),
-            "lead_over_untrained_encoder": found["truth_box"] - prompted(blind, split.labels, "truth", counted)["truth"],
+            "lead_over_untrained_encoder": found["truth_box"]
+            - prompted(blind, split.labels, "truth", counted)["truth"],
         }
 
 

@@ -70,7 +70,9 @@ class Way:
 _ALL = ("prompt_encoder", "mask_decoder")
 ARMS = {
     "teacher": Arm(Way(None, shown=True), "the teacher itself", "rival"),
-    "none": Arm(Way("truth", "everything", _ALL, shown=True), "no teacher: all parts from scratch on true masks", "none"),
+    "none": Arm(
+        Way("truth", "everything", _ALL, shown=True), "no teacher: all parts from scratch on true masks", "none"
+    ),
     "supervised": Arm(Way("truth"), "true masks through the teacher's frozen decoder", "rival"),
     "semi": Arm(Way("masks", shown=True), "semi-coupled: the teacher's masks through its frozen decoder", "rival"),
     "semi-3x": Arm(Way("masks", longer=3), "semi-coupled, three times the steps", "rival"),
@@ -176,7 +178,9 @@ class Sprites(Experiment):
         """Batches of the training images, with prompts where the decoder is asked."""
         train = self.bed.splits().train
         if prompts:
-            return TensorLoader(train, self.batch(way), seed=seed, drop_last=True, transform=MaskPrompts(2, least=LEAST))
+            return TensorLoader(
+                train, self.batch(way), seed=seed, drop_last=True, transform=MaskPrompts(2, least=LEAST)
+            )
         return TensorLoader(Split(train.input, None, train.id), self.batch(way), seed=seed, drop_last=True)
 
     def batch(self, way: Way) -> int:
@@ -314,9 +318,7 @@ class OtherImage(Source):
 def fit_steps(distiller: Distiller, loader: TensorLoader, steps: int, seed: int) -> dict[str, list[float]]:
     """Train and give the curves of all terms."""
     every = max(1, steps // 20)
-    history = fit(
-        distiller, loader, steps=steps, seed=seed, gradient_clip=1.0, accelerator="cpu", log_every=every
-    )
+    history = fit(distiller, loader, steps=steps, seed=seed, gradient_clip=1.0, accelerator="cpu", log_every=every)
     return {name: history.curve(name)["y"] for name in history.names() if name != "loss"}
 
 

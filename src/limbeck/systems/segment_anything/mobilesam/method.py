@@ -4,7 +4,7 @@ SAM is a heavy image encoder E_T and a light decoder D for prompts p. Training a
 of D(E_S(x), p) is slow: every step passes through the decoder, and if D learns too, both chase each other. But what D
 reads is known, so
 
-    decoupled      L = mean (E_S(x) - E_T(x))^2                     no prompt, no mask, no decoder; E_T(x) is stored once
+    decoupled      L = mean (E_S(x) - E_T(x))^2                     no prompt, mask or decoder; E_T(x) is stored once
     semi-coupled   L = L_mask(D(E_S(x), p), D(E_T(x), p))           D frozen
     coupled        the same, and D learns too
     supervised     L = L_mask(D(E_S(x), p), truth)                  D frozen, and true masks are needed
