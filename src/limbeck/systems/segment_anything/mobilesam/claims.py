@@ -6,7 +6,7 @@ from limbeck.experiment import Claim
 
 ABSTRACT, RECALLED, SHEET = "abstract", "paper, recalled", "sheet"
 
-MAIN = (
+MAIN: tuple[Claim, ...] = (
     Claim("Decoupled beats semi-coupled at equal steps", "decoupled", "semi", "alignment", 0.02, source=ABSTRACT),
     Claim("Decoupled beats coupled at equal steps", "decoupled", "coupled", "alignment", 0.02, source=ABSTRACT),
     Claim("Decoupled beats coupled with a fresh decoder", "decoupled", "coupled-fresh", "alignment", 0.02,
@@ -32,7 +32,7 @@ MAIN = (
           "alignment", 0.2, source=SHEET),
 )  # fmt: skip
 
-PHOTOS = (
+PHOTOS: tuple[Claim, ...] = (
     Claim("Decoupled beats semi-coupled at equal steps", "decoupled", "semi", "alignment", 0.02, source=ABSTRACT),
     Claim("Better than the same encoder without distillation", "decoupled", "none", "alignment", 0.2, source=SHEET),
     Claim("It needs the image's own embedding: 10 points over another image's", "decoupled", "wrong-image",
