@@ -242,7 +242,7 @@ def test_rivals_and_method_begin_alike_and_see_the_same_images() -> None:
     assert all(torch.equal(first[name], value) for name, value in second.items())
     assert isinstance(found.through(found.bed.teacher(), "truth", "encoder"), Distiller)  # type: ignore[attr-defined]
     assert found.steps(1) == 6  # type: ignore[attr-defined]
-    assert EXPERIMENTS["main"]("full").steps(4) == 2400  # type: ignore[attr-defined]
+    assert EXPERIMENTS["main"]("full").steps(3) == 1500  # type: ignore[attr-defined]
 
 
 def test_the_losses_of_the_rivals_are_sams() -> None:
