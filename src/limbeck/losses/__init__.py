@@ -41,6 +41,7 @@ from limbeck.losses.features import (
     smooth_l1,
     unit_vectors,
 )
+from limbeck.losses.masks import iou_regression, mask_dice, mask_focal, mask_overlap
 from limbeck.losses.noise_contrastive import crd, crd_log_normaliser
 from limbeck.losses.positions import affinity, gram, self_attention_relations
 from limbeck.losses.ranking import list_mle, list_net, margin_mse, pairwise_logistic, plackett_luce
@@ -84,6 +85,7 @@ __all__ = [
     "gram",
     "huber",
     "info_nce",
+    "iou_regression",
     "jeffreys",
     "jensen_shannon",
     "linear_cross_entropy",
@@ -93,6 +95,9 @@ __all__ = [
     "list_net",
     "logit_standardisation",
     "margin_mse",
+    "mask_dice",
+    "mask_focal",
+    "mask_overlap",
     "mean_discrepancy",
     "mse",
     "normalised_l1",

@@ -11,6 +11,7 @@ from limbeck.objectives.features import (
     SimilarityDistribution,
 )
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
+from limbeck.objectives.masks import PromptedMasks
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
 from limbeck.objectives.reconstruction import MaskedReconstruction
 from limbeck.objectives.scores import ScoreBCE, ScoreMSE, ScoreObjective
@@ -36,6 +37,7 @@ __all__ = [
     "Needs",
     "Objective",
     "ProbabilityMSE",
+    "PromptedMasks",
     "ReverseKL",
     "Scaled",
     "ScoreBCE",

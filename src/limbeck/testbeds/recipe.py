@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from limbeck.cache import Manifest, write_cache
+from limbeck.cache.manifest import FILE as MANIFEST
 from limbeck.data.augmentation import CropFlip
 from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
 from limbeck.data.store import cache_folder, content_hash, file_sha256, locked, written_aside
-from limbeck.signals import run_network
+from limbeck.signals import Batch, run_network
+from limbeck.sources import Cached, Source
 
 _log = logging.getLogger(__name__)
 
@@ -146,6 +149,21 @@ def kept_tensors(name: str, content: Mapping[str, Any], make: Callable[[], dict[
                 save_file(made, aside)
     kept: dict[str, Tensor] = load_file(path)
     return kept
+
+
+def kept_signals(
+    name: str, source: Source, batches: Iterable[Batch], needs: Collection[str], fingerprint: Mapping[str, str]
+) -> Cached:
+    """A teacher's answers in the teacher cache, asked for once; ``fingerprint`` says what else decides them.
+
+    The folder is named after the teacher's weights and ``fingerprint``; a cache of others is refused, not read.
+    """
+    whole = {"teacher": source.fingerprint(), **fingerprint}
+    folder = cache_folder("signals") / f"{name}-{content_hash({**whole, 'needs': sorted(needs)})[:16]}"
+    with locked(folder.name):
+        if not (folder / MANIFEST).is_file() or not Manifest.load(folder).complete:
+            write_cache(source, batches, folder, needs, fingerprint=fingerprint)
+    return Cached(folder, expect=whole)
 
 
 def _intact(folder: Path) -> bool:
