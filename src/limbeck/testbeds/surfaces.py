@@ -34,7 +34,8 @@ class Regime:
     """Images of each kind: ``good`` to learn from, ``test`` good ones and per kind of defect.
 
     ``side`` in pixels is what an image is resized to, or, with ``cut``, what is kept of its upper left; ``across``
-    tiles stand side by side, and overlap where they do not fit.
+    tiles stand side by side, and overlap where they do not fit. ``score`` of an image from its map is the mean where a
+    defect may be one of the whole image.
     """
 
     about: str
@@ -44,6 +45,7 @@ class Regime:
     side: int
     across: int
     cut: bool = False
+    score: str = "max"
 
 
 class SurfaceImages(AnomalyTestbed):
@@ -51,7 +53,7 @@ class SurfaceImages(AnomalyTestbed):
 
     name = "surfaces"
     regimes: ClassVar[Mapping[str, Regime]] = {
-        "plain": Regime("simulated textiles, local and global defects", _TEXTILES, 30, 20, 249, 4, cut=True),
+        "plain": Regime("simulated textiles, local and global defects", _TEXTILES, 30, 20, 249, 4, True, "mean"),
         "solar": Regime("real photos of solar cells", _CELLS, 180, 60, 128, 2),
     }
 
@@ -60,6 +62,7 @@ class SurfaceImages(AnomalyTestbed):
         chosen = self.regimes[regime]
         small = replace(chosen, good=12, test=3, side=TILE, across=1)
         self.plan: Regime = chosen if size == "full" else small
+        self.score = chosen.score
 
     def data_hashes(self) -> dict[str, str]:
         """Of the set, the backbone and the photos that it is checked with."""
