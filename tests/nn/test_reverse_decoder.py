@@ -61,7 +61,7 @@ def test_links_bring_a_shallower_map_to_the_next_deeper_level_only() -> None:
     assert reached["t3"] == {"t2"}
     assert reached["t2"] == {"t2", "t1"}
     assert student.links is not None
-    assert [tuple(link.size) for link in student.links] == [(16, 16), (8, 8), (4, 4)]
+    assert [link.cells for link in student.links] == [1, 2, 2]
 
 
 def test_signed_levels_may_be_negative_and_others_are_not() -> None:
