@@ -95,6 +95,19 @@ def test_other_lengths_and_loaders_resume_too(options: dict[str, Any], tmp_path:
         assert equal(states(again), states(whole))
 
 
+@pytest.mark.parametrize("step", [4, 5, 8])
+def test_a_training_of_so_many_steps_that_was_cut_as_an_epoch_began(step: int, tmp_path: Path) -> None:
+    assert BATCHES == 4
+    options = {"steps": 10, "epochs": None}
+    whole = distiller(SOURCES["ema"])
+    history = run(whole, **options)
+    with pytest.raises(Cut):
+        run(distiller(SOURCES["ema"]), tmp_path, Die(step, "on_train_batch_start"), **options)
+    again = distiller(SOURCES["ema"])
+    assert same_history(run(again, tmp_path, resume=True, **options), history)
+    assert equal(states(again), states(whole))
+
+
 def test_cut_twice_and_cut_before_the_first_checkpoint(tmp_path: Path) -> None:
     whole = distiller(SOURCES["ema"])
     run(whole)

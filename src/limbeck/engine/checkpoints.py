@@ -145,6 +145,22 @@ def _agreed(trainer: Trainer, *flags: bool) -> tuple[bool, ...]:
     return tuple(bool(wish) for wish in wishes)
 
 
+def _complete_epoch(loop: dict[str, Any]) -> None:
+    """Lightning's note of its loops, saved at an epoch's end, counts that epoch as processed and not as completed.
+
+    It mends that itself in a training of so many epochs; in one of so many steps it would take a batch of the next
+    epoch for the last of this one, and then begin the next anew.
+    """
+    epochs = loop["epoch_progress"]
+    if epochs["current"]["processed"] < epochs["current"]["ready"]:
+        return
+    for count in (epochs["current"], epochs["total"]):
+        count["completed"] = count["processed"]
+    batches = loop["epoch_loop.batch_progress"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    batches["is_last_batch"] = False
+
+
 def _ends_epoch(trainer: Trainer) -> bool:
     return trainer.is_last_batch or trainer.global_step == trainer.max_steps
 
@@ -174,6 +190,8 @@ class ExactResume(Callback):
         self._state, self._fresh = checkpoint.get("exact_resume"), False
         if self._state is None:
             raise LimbeckError("this checkpoint lacks the state of the random generators: nothing can go on exactly")
+        if trainer.max_steps != -1:
+            _complete_epoch(checkpoint["loops"]["fit_loop"])
         if self._state.get("drawn_by_loader"):
             # A plain DataLoader draws its order when the epoch begins, which a resumed Trainer does long before
             # the first batch.
