@@ -12,6 +12,7 @@ TESTBEDS = {
     "cifar10": "cifar10:CIFAR10",
     "code_search": "code_search:CodeSearch",
     "digits": "digits:Digits",
+    "docstrings": "docstrings:Docstrings",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "gaussian_mixture": "gaussian_mixture:GaussianMixture",
     "manpages": "manpages:ManPages",
