@@ -2,7 +2,52 @@
 
 from __future__ import annotations
 
-from limbeck.language.generation import choose, generate
+from limbeck.language.distiller import SequenceDistiller, check_tokenizers
+from limbeck.language.generation import Decoding, choose, generate
+from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
 from limbeck.language.sequences import Sequences, answer_logits, left_aligned, positions
+from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
+from limbeck.language.writers import (
+    AdaptiveShare,
+    DataText,
+    OnPolicy,
+    Replayed,
+    ReplayBuffer,
+    Revised,
+    Step,
+    StoredText,
+    Writer,
+    without_answers,
+)
 
-__all__ = ["Sequences", "answer_logits", "choose", "generate", "left_aligned", "positions"]
+__all__ = [
+    "FUNCTION_WORDS",
+    "AdaptiveShare",
+    "Correction",
+    "DataText",
+    "Decoding",
+    "FunctionWordSpans",
+    "OnPolicy",
+    "RandomSpans",
+    "ReplayBuffer",
+    "Replayed",
+    "Reviser",
+    "Revised",
+    "SequenceDistiller",
+    "Sequences",
+    "Step",
+    "StoredText",
+    "WindowSpans",
+    "Writer",
+    "answer_logits",
+    "check_tokenizers",
+    "choose",
+    "corrected_prefix",
+    "generate",
+    "left_aligned",
+    "locate",
+    "pieces_of",
+    "positions",
+    "token_divergence",
+    "without_answers",
+]

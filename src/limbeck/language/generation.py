@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -74,6 +75,24 @@ def generate(
     width = max(int(written.max()), 1)
     present = torch.arange(width, device=ids.device) < written[:, None]
     return given.with_answers(answer[:, :width], present)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The settings of :func:`generate` for one tokenizer and task, as a function of model, texts and views."""
+
+    length: int
+    end: int | None
+    pad: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __call__(self, model: nn.Module, given: Sequences, views: Tensor | None = None) -> Sequences:
+        """Write on from ``given``; greedily without views."""
+        return generate(
+            model, given, length=self.length, end=self.end, pad=self.pad, views=views,
+            temperature=self.temperature, top_p=self.top_p,
+        )  # fmt: skip
 
 
 def choose(logits: Tensor, numbers: Tensor | None, *, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:

@@ -10,6 +10,7 @@ from limbeck.objectives.features import (
     LevelCosine,
     SimilarityDistribution,
 )
+from limbeck.objectives.language import ClippedKL, DataCrossEntropy, SpanProduct, same_span
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
 from limbeck.objectives.reconstruction import MaskedReconstruction
@@ -23,8 +24,10 @@ __all__ = [
     "KL",
     "AskTeacher",
     "Brier",
+    "ClippedKL",
     "Cosine",
     "CrossEntropy",
+    "DataCrossEntropy",
     "FeatureMSE",
     "FeatureObjective",
     "InfoNCE",
@@ -38,11 +41,13 @@ __all__ = [
     "ReverseKL",
     "Scaled",
     "SimilarityDistribution",
+    "SpanProduct",
     "Sum",
     "TargetMSE",
     "WeightNorm",
     "parse_objective",
     "row_options",
+    "same_span",
     "total",
     "with_weight_norm",
 ]

@@ -21,7 +21,7 @@ from limbeck.data.split import Split, Splits
 from limbeck.data.store import cache_folder, content_hash, locked, written_aside
 from limbeck.data.views import view_seeds
 from limbeck.errors import require
-from limbeck.language import Sequences, answer_logits, generate
+from limbeck.language import Decoding, Sequences, answer_logits, without_answers
 from limbeck.losses import cross_entropy
 from limbeck.measure.text import rouge_l
 from limbeck.testbeds import code_corpus
@@ -98,6 +98,7 @@ class Docstrings(Testbed):
     """
 
     name = "docstrings"
+    special = tuple(range(len(SPECIAL)))
     regimes = {
         "plain": Regime(
             "a teacher of 4 layers and a student of 2 narrow ones, both trained on 18,000 functions",
@@ -198,23 +199,23 @@ class Docstrings(Testbed):
         return made.requires_grad_(True)
 
     def write(
-        self, model: nn.Module, split: Split, seed: int | None = None, batch_size: int = 300, **options: Any
+        self, model: nn.Module, split: Split, seed: int | None = None, batch_size: int = 300
     ) -> Sequences:
         """What a model answers to the prompts of a split: greedy, or sampled with a seed."""
         whole = Sequences.of(split.input)  # type: ignore[arg-type]
-        asked = whole.with_answers(whole.answer[:, :0], whole.answer_mask[:, :0])
+        asked, decoding = without_answers(whole), self.decoding()
         answers, masks = [], []
         for rows in torch.arange(len(split)).split(batch_size):
             views = None if seed is None else view_seeds(seed, 0, split.id[rows])
-            found = self.generate(model, asked.select(rows), views, **options)
+            found = decoding(model, asked.select(rows), views)
             gap = self.plan.answer - found.answer.shape[1]
             answers.append(nn.functional.pad(found.answer, (0, gap), value=PAD))
             masks.append(nn.functional.pad(found.answer_mask, (0, gap)))
         return asked.with_answers(torch.cat(answers), torch.cat(masks))
 
-    def generate(self, model: nn.Module, given: Sequences, views: Tensor | None, **options: Any) -> Sequences:
-        """:func:`~limbeck.language.generate` with this testbed's length and special tokens."""
-        return generate(model, given, length=self.plan.answer, end=END, pad=PAD, views=views, **options)
+    def decoding(self, **options: Any) -> Decoding:
+        """How answers are written: this testbed's length and special tokens."""
+        return Decoding(self.plan.answer, END, PAD, **options)
 
     def teacher_answers(self, seed: int | None = None) -> Sequences:
         """The pool's prompts with the teacher's own answers, greedy or sampled; made once and kept."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -109,8 +109,8 @@ def kept_weights(
             made = make(build())
             with written_aside(folder) as aside:
                 aside.mkdir()
-                state = {key: value.contiguous() for key, value in made.state_dict().items()}
-                save_file(state, aside / "model.safetensors")
+                # Not save_file: language models tie their embeddings.
+                save_model(made, str(aside / "model.safetensors"))
                 manifest = {
                     "content": dict(content),
                     "sha256": file_sha256(aside / "model.safetensors"),
@@ -119,7 +119,7 @@ def kept_weights(
                 }
                 (aside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     model = build()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    load_model(model, folder / "model.safetensors")
     return frozen(model)
 
 
