@@ -21,7 +21,8 @@ class SequenceDistiller(Distiller):
     """A :class:`~limbeck.engine.Distiller` on batches whose ``input`` has the columns of :class:`Sequences`.
 
     In a step the writer makes a text from the batch's prompts and answers, both networks read it, and the objective
-    compares their ``logits`` ``[B, A, V]`` on the answers, with ``target`` and ``mask`` of that text in the batch. An
+    compares their ``logits`` ``[B, A, V]`` on the answers, with ``target`` and ``mask`` of that text in the batch, and
+    ``draws`` ``[B]``, a seed per row for whatever is random. An
     objective that needs ``data_logits`` (:class:`~limbeck.objectives.DataCrossEntropy`) gets a pass over the data too.
 
     Args:
@@ -68,7 +69,7 @@ class SequenceDistiller(Distiller):
 
     def _joined(self, text: Sequences, given: Sequences, batch: Batch, views: Tensor) -> dict[str, Any]:
         made, data = text.batch(), given.batch()
-        return {**made, "id": batch["id"], "view": views, "data": made if text is given else data}
+        return {**made, "id": batch["id"], "draws": views, "data": made if text is given else data}
 
     def student_signals(self, batch: Batch) -> Signals:
         signals = super().student_signals(batch)

@@ -100,7 +100,7 @@ class SpanProduct(Objective):
             return {"span": logits.sum() * 0.0}
         mask = batch.get("mask")
         mask = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
-        numbers = self.spans(target, mask, batch.get("view"))
+        numbers = self.spans(target, mask, batch.get("draws"))
         pairs = same_span(numbers) & mask[:, 1:] & mask[:, :-1]
         return {"span": losses.span_product(logits, teacher["logits"], k=self.k, mask=pairs)}
 

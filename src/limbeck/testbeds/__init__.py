@@ -18,6 +18,7 @@ TESTBEDS = {
     "manpages": "manpages:ManPages",
     "masked_fashion": "masked_fashion:MaskedFashion",
     "small_diffusion": "small_diffusion:SmallDiffusion",
+    "smollm2": "smollm2:SmolLM2",
     "surfaces": "surfaces:SurfaceImages",
     "textures": "textures:Textures",
     "thumbnails": "thumbnails:Thumbnails",

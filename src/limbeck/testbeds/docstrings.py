@@ -102,10 +102,10 @@ class Docstrings(Testbed):
     regimes = {
         "plain": Regime(
             "a teacher of 4 layers and a student of 2 narrow ones, both trained on 18,000 functions",
-            teacher=Sizes(160, 4, 4),
-            student=Sizes(96, 2, 4),
-            teacher_recipe=Training(steps=1900, prompt_weight=0.5),
-            student_recipe=Training(steps=1800),
+            teacher=Sizes(128, 4, 4),
+            student=Sizes(64, 2, 4),
+            teacher_recipe=Training(steps=1400, prompt_weight=0.5),
+            student_recipe=Training(steps=1200, learning_rate=3e-3),
             bounds={
                 "teacher_rouge_l": (0.2, 0.9),
                 "rouge_l_lead": (0.03, 1.0),

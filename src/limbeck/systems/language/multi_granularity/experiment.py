@@ -5,6 +5,7 @@ from __future__ import annotations
 from limbeck.experiment import Experiment
 
 from .docstrings import Docstrings
+from .smollm2 import SmolLM2
 from .texts import Texts
 
-EXPERIMENTS: dict[str, type[Experiment]] = {"docstrings": Docstrings, "texts": Texts}
+EXPERIMENTS: dict[str, type[Experiment]] = {"docstrings": Docstrings, "texts": Texts, "smollm2": SmolLM2}
