@@ -10,10 +10,10 @@ from limbeck.language import (
     DataText,
     Decoding,
     OnPolicy,
-    Replayed,
     ReplayBuffer,
-    Reviser,
+    Replayed,
     Revised,
+    Reviser,
     Sequences,
     Step,
     StoredText,
@@ -50,7 +50,9 @@ def test_correction_needs_a_teacher_and_tells_what_it_did() -> None:
 def test_stored_text_is_found_by_id() -> None:
     stored = StoredText(texts(8, seed=5), torch.tensor([7, 6, 5, 4, 3, 2, 1, 0]))
     found = stored(step())
-    assert torch.equal(found.answer[0][found.answer_mask[0]], texts(8, seed=5).answer[7][texts(8, seed=5).answer_mask[7]])
+    assert torch.equal(
+        found.answer[0][found.answer_mask[0]], texts(8, seed=5).answer[7][texts(8, seed=5).answer_mask[7]]
+    )
     with pytest.raises(UserError, match="99"):
         stored(step()._replace(ids=torch.tensor([99])))
 

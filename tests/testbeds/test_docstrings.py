@@ -5,7 +5,7 @@ import torch
 from limbeck import testbeds
 from limbeck.language import Sequences
 from limbeck.testbeds.code_corpus import Function
-from limbeck.testbeds.docstrings import END, START, SEPARATOR, words_of
+from limbeck.testbeds.docstrings import END, SEPARATOR, START, words_of
 
 
 def test_words_of_a_function() -> None:

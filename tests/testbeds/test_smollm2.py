@@ -16,5 +16,7 @@ def test_the_cut_student_learns_but_for_its_embedding_and_the_cache_holds_the_te
     answer = bed.signals()(batch, ("logits",))["logits"]  # type: ignore[attr-defined]
     assert isinstance(answer, SparseLogits)
     assert answer.size == bed.num_classes
-    torch.testing.assert_close(answer.values.exp().sum(-1) + answer.rest.exp(), torch.ones(answer.rest.shape))
+    torch.testing.assert_close(
+        answer.values.exp().sum(-1) + answer.rest.exp(), torch.ones(answer.rest.shape), atol=1e-4, rtol=0
+    )
     assert bed.gate().passed

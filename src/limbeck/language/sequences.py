@@ -58,7 +58,7 @@ class Sequences:
         """From the columns of a loader's ``input``: ``prompt``, ``prompt_mask``, ``answer``, ``answer_mask``."""
         if not set(COLUMNS) <= set(given):
             raise UserError("input", sorted(given), COLUMNS)
-        return cls(*(given[name] for name in COLUMNS), learnt=given.get("learnt"))
+        return cls(**{name: given[name] for name in COLUMNS}, learnt=given.get("learnt"))
 
     @classmethod
     def pad(

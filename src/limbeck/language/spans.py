@@ -10,13 +10,14 @@ from torch import Tensor
 from limbeck.data.views import uniform
 from limbeck.errors import UserError
 
+_WORDS = """
+a an the this that these those some any all each every no its their his her our your my
+of in on at by for from to with without into onto over under between through during before after against as about than
+per via is are was were be been being has have had do does did can could may might must shall should will would
+and or but nor if when while whether because so which who whose not it they we you
+"""
 #: Words that open a noun, verb or prepositional phrase of English: prepositions, articles, auxiliaries, conjunctions.
-FUNCTION_WORDS = frozenset(
-    "a an the this that these those some any all each every no its their his her our your my "
-    "of in on at by for from to with without into onto over under between through during before after against as "
-    "about than per via is are was were be been being has have had do does did can could may might must shall should "
-    "will would and or but nor if when while whether because so which who whose not it they we you".split()
-)
+FUNCTION_WORDS = frozenset(_WORDS.split())
 _CUTS = 1 << 22
 
 
@@ -46,7 +47,8 @@ class FunctionWordSpans:
     def __call__(self, tokens: Tensor, mask: Tensor, views: Tensor | None = None) -> Tensor:
         """Number of every token's span ``[B, A]``; -1 for none."""
         begins, function, outside = (
-            table.to(tokens.device)[torch.where(mask, tokens, 0)] for table in (self.begins, self.function, self.outside)
+            table.to(tokens.device)[torch.where(mask, tokens, 0)]
+            for table in (self.begins, self.function, self.outside)
         )
         inside = mask & ~outside
         # "in" of "in put" is no preposition: the next token must begin something new.

@@ -222,7 +222,9 @@ class ReplayBuffer:
             raise UserError("buffer", "empty", "at least one text")
         places = (uniform(views.cpu(), _DECISIONS + 1) * len(self.rows)).long().tolist()
         chosen = [self.rows[place] for place in places]
-        made = Sequences.pad([row["prompt"].tolist() for row in chosen], [row["answer"].tolist() for row in chosen], pad=0)
+        made = Sequences.pad(
+            [row["prompt"].tolist() for row in chosen], [row["answer"].tolist() for row in chosen], pad=0
+        )
         return Sequences.of({name: value.to(views.device) for name, value in made.columns().items()})
 
     def state_dict(self) -> dict[str, Any]:

@@ -73,16 +73,20 @@ def clipped_kl(
     """
     mask = check_row_mask(mask, student_logits.shape[:-1])
     if mask is not None:
-        lower, upper = (torch.where(mask, bound, 0.5) if isinstance(bound, Tensor) else bound for bound in (lower, upper))
+        lower, upper = (
+            torch.where(mask, bound, 0.5) if isinstance(bound, Tensor) else bound for bound in (lower, upper)
+        )
     ranked = ranked_classes(teacher_logits, k, label=label, mask=mask)
-    options = {"weight": weight, "reduction": reduction, "denominator": denominator}
-    return windowed_kl(student_logits, ranked, window(ranked, lower, upper, softness), mask=mask, **options)
+    return windowed_kl(
+        student_logits, ranked, window(ranked, lower, upper, softness), mask=mask, weight=weight, reduction=reduction,
+        denominator=denominator,
+    )  # fmt: skip
 
 
 def ranked_classes(
     teacher_logits: Tensor | SparseLogits, k: int, *, label: Tensor | None = None, mask: Tensor | None = None
 ) -> Ranked:
-    """The teacher's ``k`` most probable classes (fewer if there are no more) in falling order; see :func:`clipped_kl`."""
+    """The teacher's ``k`` most probable classes (fewer if there are no more), falling; see :func:`clipped_kl`."""
     if k < 1:
         raise UserError("k", k, "1 or more")
     if isinstance(teacher_logits, SparseLogits):

@@ -45,7 +45,9 @@ def span_product(
     """
     shape = _teacher_shape(teacher_logits)
     if student_logits.dim() < 2 or student_logits.shape[-2] < 2 or student_logits.shape != shape:
-        raise UserError("teacher_logits", f"shape {list(shape)}", f"the student's, {list(student_logits.shape)}, L >= 2")
+        raise UserError(
+            "teacher_logits", f"shape {list(shape)}", f"the student's, {list(student_logits.shape)}, L >= 2"
+        )
     if k is not None and k < 1:
         raise UserError("k", k, "1 or more, or None for all classes")
     mask = check_row_mask(mask, torch.Size([*shape[:-2], shape[-2] - 1]))
@@ -70,9 +72,7 @@ def span_product(
     ours = [_at(student[..., place, :], union) for place in _PAIR]
     gap = (theirs[0] + theirs[1]).exp() - (ours[0] + ours[1]).exp()
     gap = gap if fresh is None else torch.where(fresh, gap, 0.0)
-    return reduce_rows(
-        gap.square().sum(dim=-1), mask=mask, weight=weight, reduction=reduction, denominator=denominator
-    )
+    return reduce_rows(gap.square().sum(dim=-1), mask=mask, weight=weight, reduction=reduction, denominator=denominator)
 
 
 _PAIR = (slice(None, -1), slice(1, None))

@@ -198,9 +198,7 @@ class Docstrings(Testbed):
         made = self._trained("student", self.plan.student, self.plan.student_recipe)
         return made.requires_grad_(True)
 
-    def write(
-        self, model: nn.Module, split: Split, seed: int | None = None, batch_size: int = 300
-    ) -> Sequences:
+    def write(self, model: nn.Module, split: Split, seed: int | None = None, batch_size: int = 300) -> Sequences:
         """What a model answers to the prompts of a split: greedy, or sampled with a seed."""
         whole = Sequences.of(split.input)  # type: ignore[arg-type]
         asked, decoding = without_answers(whole), self.decoding()

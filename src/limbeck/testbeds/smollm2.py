@@ -112,15 +112,13 @@ class SmolLM2(Testbed):
             empty.load_state_dict(keep_layers(self.teacher(), self.plan.layers).state_dict())
             return empty
 
-        made = kept_weights(
-            f"{self.name}-cut", content, build=lambda: transformers.LlamaForCausalLM(config), make=make
-        )
+        made = kept_weights(f"{self.name}-cut", content, build=lambda: transformers.LlamaForCausalLM(config), make=make)
         for name, weight in made.named_parameters():
             weight.requires_grad_("embed" not in name and "lm_head" not in name)
         return made
 
     def signals(self) -> Source:
-        """The teacher's log-probabilities of all sentences from the cache, as :class:`~limbeck.signals.SparseLogits`."""
+        """The teacher's log-probabilities of all sentences, from the cache: sparse logits."""
         content = {**self._origin, "kept": self.plan.kept}
         folder = cache_folder("signals") / f"{self.name}-{content_hash(content)[:16]}"
         expected = {"data": content_hash(content)}
@@ -138,8 +136,8 @@ class SmolLM2(Testbed):
         return {**Sequences.of(given["input"]).batch(), "id": given["id"]}
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """``kl``: KL(teacher || student) per token, the teacher's 64 tokens and all others as one outcome; ``agreement``
-        of the most probable tokens; ``nll`` of the sentences."""
+        """``kl``: KL(teacher || student) per token, with all but the teacher's 64 tokens as one outcome; ``agreement`` of
+        the most probable tokens; ``nll`` of the sentences."""
         source = self.signals()
         totals = {"kl": 0.0, "agreement": 0.0, "nll": 0.0}
         with torch.inference_mode():
@@ -154,7 +152,7 @@ class SmolLM2(Testbed):
         return {name: value / tokens for name, value in totals.items()}
 
     def gate(self) -> Gate:
-        """The teacher reads the manual fairly well, its 64 tokens hold most of its mass, and the cut student is lost."""
+        """The teacher reads the manual fairly well, 64 tokens hold most of its mass, the cut student is lost."""
         content = {**self._origin, "plan": asdict(self.plan)}
         figures = kept_numbers(f"gate-{self.name}-{self.regime}-{self.size}", content, self._gate_figures)
         widest = 200.0 if self.size == "full" else 1e5
@@ -176,7 +174,11 @@ class SmolLM2(Testbed):
     @property
     def _origin(self) -> dict[str, Any]:
         plan = self.plan
-        return {"data": self.data_hashes(), "corpus": VERSION, "shape": [plan.train, plan.test, plan.prompt, plan.answer]}
+        return {
+            "data": self.data_hashes(),
+            "corpus": VERSION,
+            "shape": [plan.train, plan.test, plan.prompt, plan.answer],
+        }
 
     @cached_property
     def _tokens(self) -> dict[str, Tensor]:
@@ -193,5 +195,3 @@ class SmolLM2(Testbed):
                 break
         prompts, answers = [row[: plan.prompt] for row in rows], [row[plan.prompt :] for row in rows]
         return Sequences.pad(prompts, answers, pad=0).columns()
-
-

@@ -40,5 +40,7 @@ CLAIMS = [
     Exact("The padding side and width change no loss", identities.padding_changes_nothing, 1e-5, SHEET),
     Exact("A model that copies has no loss on what it copies", identities.copying_costs_nothing, 1e-4, SHEET),
     Exact("A window over everything is forward KL", identities.whole_window_is_forward_kl, 1e-6, SHEET),
-    Exact("Top-k support of the span loss holds it whole when k is the vocabulary", identities.whole_support, 1e-7, SHEET),
+    Exact(
+        "Top-k support of the span loss holds it whole when k is the vocabulary", identities.whole_support, 1e-7, SHEET
+    ),
 ]

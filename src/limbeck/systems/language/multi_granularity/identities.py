@@ -112,5 +112,3 @@ def _rows(student: nn.Module, given: Sequences) -> Tensor:
 
 def _logits(seed: int) -> Tensor:
     return 2 * torch.randn(3, 5, TOKENS, generator=torch.Generator().manual_seed(seed))
-
-

@@ -23,7 +23,7 @@ from torch import nn
 
 from limbeck.engine import OptimizerSettings
 from limbeck.errors import UserError
-from limbeck.language import Decoding, OnPolicy, Replayed, Reviser, Revised, SequenceDistiller, Writer
+from limbeck.language import Decoding, OnPolicy, Replayed, Revised, Reviser, SequenceDistiller, Writer
 from limbeck.nn.quantile_bounds import QuantileBounds
 from limbeck.objectives import ClippedKL, DataCrossEntropy, Objective, SpanProduct
 from limbeck.objectives.language import Spans

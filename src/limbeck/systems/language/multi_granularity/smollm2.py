@@ -21,7 +21,16 @@ from limbeck.engine import OptimizerSettings, fit
 from limbeck.experiment import Arm, Claim, Experiment, Outcome
 from limbeck.language import Decoding, Reviser, SequenceDistiller, Sequences, answer_logits, without_answers
 from limbeck.losses import cross_entropy, forward_kl
-from limbeck.objectives import KL, ClippedKL, DataCrossEntropy, JensenShannon, LogitObjective, Needs, Objective, ReverseKL
+from limbeck.objectives import (
+    KL,
+    ClippedKL,
+    DataCrossEntropy,
+    JensenShannon,
+    LogitObjective,
+    Needs,
+    Objective,
+    ReverseKL,
+)
 from limbeck.signals import Batch, Signals, SparseLogits
 from limbeck.sources import Live, Source
 
@@ -86,9 +95,19 @@ PAPER = "ablation, as restated by reviews"
 CLAIMS = [
     Claim("A real teacher's distribution teaches more than the words alone", "kl", "none", "kl", 0.0, "lower", SHEET),
     Claim("What the teacher says of this very sentence counts", "kl", "shuffled", "kl", 0.0, "lower", "control"),
-    Claim("The learned window comes closer to the teacher than the whole with rest", "dac", "kl", "kl", 0.0, "lower", PAPER),
+    Claim(
+        "The learned window comes closer to the teacher than the whole with rest",
+        "dac",
+        "kl",
+        "kl",
+        0.0,
+        "lower",
+        PAPER,
+    ),
     Claim("The learned window comes closer than a fixed nucleus", "dac", "top-p", "kl", 0.0, "lower", PAPER),
-    Claim("The learned window agrees more often than the whole with rest", "dac", "kl", "agreement", 0.0, "higher", PAPER),
+    Claim(
+        "The learned window agrees more often than the whole with rest", "dac", "kl", "agreement", 0.0, "higher", PAPER
+    ),
     *(
         Claim(f"The learned window agrees more often than {name}", "dac", name, "agreement", 0.0, "higher", PAPER)
         for name in ("reverse-kl", "jeffreys", "jsd", "variation", "skewed", "skewed-reverse")

@@ -80,7 +80,9 @@ class Texts(Experiment):
         way: Treatment = self.arms[arm].setting
         test, student, teacher = self.bed.splits().test, self.bed.student(), self.bed.teacher()
         decoding, views = self.bed.decoding(), view_seeds(seed, 0, test.id)
-        written = decoding(teacher if way.writer == "teacher" else student, without_answers(Sequences.of(test.input)), views)
+        written = decoding(
+            teacher if way.writer == "teacher" else student, without_answers(Sequences.of(test.input)), views
+        )
         metrics: dict[str, float] = {}
         notes: dict[str, Any] = {}
         if way.rounds:
