@@ -136,8 +136,8 @@ class SmolLM2(Testbed):
         return {**Sequences.of(given["input"]).batch(), "id": given["id"]}
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """``kl``: KL(teacher || student) per token, with all but the teacher's 64 tokens as one outcome; ``agreement`` of
-        the most probable tokens; ``nll`` of the sentences."""
+        """``kl``: KL(teacher || student) per token, all but the teacher's 64 tokens being one outcome; ``agreement``
+        of the most probable tokens; ``nll`` of the sentences."""
         source = self.signals()
         totals = {"kl": 0.0, "agreement": 0.0, "nll": 0.0}
         with torch.inference_mode():
