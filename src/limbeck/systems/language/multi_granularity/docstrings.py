@@ -102,7 +102,7 @@ class Docstrings(Experiment):
     arms = ARMS
     claims = CLAIMS
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
-    steps = {"smoke": 5, "full": 60}
+    steps = {"smoke": 10, "full": 60}
     batch_size = {"smoke": 8, "full": 32}
     optimizer = OptimizerSettings(lr=1e-3, weight_decay=0.01, warmup=0.05)
 
@@ -132,7 +132,7 @@ class Docstrings(Experiment):
         )  # fmt: skip
         loader = TensorLoader(pool, self.batch_size[self.size], seed=seed, drop_last=True)
         begun = time.perf_counter()
-        history = fit(distiller, loader, steps=self.steps[self.size], seed=seed, accelerator="cpu", log_every=5)
+        history = fit(distiller, loader, steps=self.steps[self.size], seed=seed, accelerator="cpu", log_every=10)
         seconds = time.perf_counter() - begun
         metrics = self.assess(distiller.finish())
         curves = {name.replace("/", "_"): history.curve(name)["y"] for name in history.names() if name != "loss"}
