@@ -104,7 +104,7 @@ class Docstrings(Experiment):
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
     steps = {"smoke": 10, "full": 60}
     batch_size = {"smoke": 8, "full": 32}
-    optimizer = OptimizerSettings(lr=1e-3, weight_decay=0.01, warmup=0.05)
+    optimizer = OptimizerSettings(lr=5e-4, weight_decay=0.01, warmup=0.05)
 
     def prepare(self) -> dict[str, Any]:
         """Teacher, fine-tuned student, the teacher's answers and the gate."""
