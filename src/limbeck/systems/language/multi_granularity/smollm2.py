@@ -125,7 +125,7 @@ class SmolLM2(Experiment):
     arms = ARMS
     claims = CLAIMS
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
-    steps = {"smoke": 4, "full": 24}
+    steps = {"smoke": 4, "full": 16}
     optimizer = OptimizerSettings(lr=5e-4, weight_decay=0.01, warmup=0.1)
 
     def prepare(self) -> dict[str, Any]:
