@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
@@ -22,6 +22,7 @@ from limbeck.data.store import cache_folder, content_hash, file_sha256, locked, 
 from limbeck.signals import run_network
 
 _log = logging.getLogger(__name__)
+Built = TypeVar("Built", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def warm_cosine(progress: float, warm: float = 0.05) -> float:
     return 0.5 * (1 + float(torch.cos(torch.tensor(rest * torch.pi))))
 
 
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(build: Callable[[], Built], seed: int) -> Built:
     """A network whose initial weights are a function of ``seed``; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

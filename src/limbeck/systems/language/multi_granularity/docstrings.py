@@ -36,6 +36,7 @@ from limbeck.losses import cross_entropy
 from limbeck.measure.text import distinct_n, excess_error, rouge_l
 from limbeck.objectives import KL, ClippedKL, CrossEntropy, DataCrossEntropy, Objective
 from limbeck.objectives.language import Spans
+from limbeck.testbeds.recipe import seeded
 
 from .claims import CLAIMS
 from .method import mgsr_objective, scrg
@@ -125,9 +126,9 @@ class Docstrings(Experiment):
     def run(self, arm: str, seed: int) -> Outcome:
         """Distil, then write and judge."""
         way: Way = self.arms[arm].setting
-        pool = self.bed.pool()
+        pool, objective = self.bed.pool(), seeded(lambda: self.objective(way), seed)
         distiller = SequenceDistiller(
-            self.bed.student(), self.objective(way), self.bed.teacher(), writer=self.writer(way), seed=seed,
+            self.bed.student(), objective, self.bed.teacher(), writer=self.writer(way), seed=seed,
             optimizer=self.optimizer, log_gradient_norms=arm.startswith("full"),
         )  # fmt: skip
         loader = TensorLoader(pool, self.batch_size[self.size], seed=seed, drop_last=True)

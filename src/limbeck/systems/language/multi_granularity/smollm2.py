@@ -33,6 +33,7 @@ from limbeck.objectives import (
 )
 from limbeck.signals import Batch, Signals, SparseLogits
 from limbeck.sources import Live, Source
+from limbeck.testbeds.recipe import seeded
 
 from .method import mgsr_objective
 
@@ -143,9 +144,9 @@ class SmolLM2(Experiment):
         """Distil from the cache, then compare on held-out sentences."""
         way: Way = self.arms[arm].setting
         splits, source = self.bed.splits(), self.bed.signals()
-        objective = DataCrossEntropy() if way.token is None else mgsr_objective(None, token=way.token())
+        objective = seeded(lambda: self.objective(way), seed)
         distiller = SequenceDistiller(
-            self.bed.student(), objective + Watched(), Shuffled(source) if way.shuffled else source,
+            self.bed.student(), objective, Shuffled(source) if way.shuffled else source,
             optimizer=self.optimizer, seed=seed,
         )  # fmt: skip
         loader = TensorLoader(splits.train, 4, seed=seed, drop_last=True)
@@ -157,6 +158,12 @@ class SmolLM2(Experiment):
         names = ("kl_all", "kept_mass", "kept_classes")
         curves = {name: history.curve(name)["y"] for name in names if name in history.names()}
         return Outcome(metrics, curves)
+
+    @staticmethod
+    def objective(way: Way) -> Objective:
+        """What an arm minimises, and what is watched in all of them."""
+        chosen = DataCrossEntropy() if way.token is None else mgsr_objective(None, token=way.token())
+        return chosen + Watched()
 
     def revised(self, student: nn.Module, seed: int, count: int = 8) -> dict[str, float]:
         """NLL per token that SmolLM2 gives to samples of the student before and after one correction."""
