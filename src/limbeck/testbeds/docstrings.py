@@ -187,7 +187,8 @@ class Docstrings(Testbed):
             num_hidden_layers=sizes.depth, num_attention_heads=sizes.heads, max_position_embeddings=64,
             tie_word_embeddings=True, pad_token_id=PAD, bos_token_id=START, eos_token_id=END,
         )  # fmt: skip
-        return seeded(lambda: transformers.LlamaForCausalLM(config), seed)
+        made: nn.Module = seeded(lambda: transformers.LlamaForCausalLM(config), seed)
+        return made
 
     def teacher(self) -> nn.Module:
         """See :class:`Testbed`."""
@@ -308,7 +309,8 @@ class Docstrings(Testbed):
         return kept_tensors(f"{self.name}-{self.size}", self._origin, self._tokenized)
 
     def _tokenized(self) -> dict[str, Tensor]:
-        plan, found, start = self.plan, {}, 0
+        plan, start = self.plan, 0
+        found: dict[str, Tensor] = {}
         for part, pairs in self._texts["parts"].items():
             code = [one.ids for one in self.tokenizer.encode_batch([pair[0] for pair in pairs])]
             docs = [one.ids for one in self.tokenizer.encode_batch([pair[1] for pair in pairs])]

@@ -17,7 +17,7 @@ def beats(text: str, arm: str, over: str, source: str, metric: str = "rouge_l", 
     return Claim(text, arm, over, metric, margin, "lower" if lower else "higher", source)
 
 
-CLAIMS = [
+CLAIMS: list[Claim | Exact] = [
     beats("It beats further fine-tuning", "full", "none", PAPER),
     beats("It beats sequence-level distillation", "full", "seqkd", PAPER),
     beats("It beats forward KL on the true answers", "full", "kl-data", PAPER),

@@ -172,7 +172,7 @@ class Docstrings(Experiment):
         """Of greedy answers and of samples to the test prompts, and of the student's distributions."""
         test, teacher = self.bed.splits().test, self.bed.teacher()
         references = self.bed.references(test)
-        found = self.bed.evaluate(student, test)
+        found: dict[str, float] = self.bed.evaluate(student, test)
         samples = [self.bed.write(student, test, seed) for seed in SAMPLES]
         texts = [self.bed.text(one) for one in samples]
         scores = [score for one in texts for score in rouge_l(one, references)]

@@ -25,7 +25,8 @@ def network(seed: int = 0, width: int = 16, depth: int = 2) -> nn.Module:
         num_attention_heads=2, max_position_embeddings=64, pad_token_id=PAD, bos_token_id=2, eos_token_id=END,
         initializer_range=0.4,
     )  # fmt: skip
-    return seeded(lambda: transformers.LlamaForCausalLM(config).eval(), seed)
+    made: nn.Module = seeded(lambda: transformers.LlamaForCausalLM(config).eval(), seed)
+    return made
 
 
 def texts(count: int = 6, seed: int = 0, *, longest: int = 7, answer: int = 6) -> Sequences:
