@@ -10,6 +10,7 @@ from limbeck.objectives.features import (
     LevelCosine,
     SimilarityDistribution,
 )
+from limbeck.objectives.language import ClippedKL, DataCrossEntropy, SpanProduct, same_span
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
 from limbeck.objectives.masks import PromptedMasks
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
@@ -25,8 +26,10 @@ __all__ = [
     "KL",
     "AskTeacher",
     "Brier",
+    "ClippedKL",
     "Cosine",
     "CrossEntropy",
+    "DataCrossEntropy",
     "FeatureMSE",
     "FeatureObjective",
     "InfoNCE",
@@ -44,11 +47,13 @@ __all__ = [
     "ScoreMSE",
     "ScoreObjective",
     "SimilarityDistribution",
+    "SpanProduct",
     "Sum",
     "TargetMSE",
     "WeightNorm",
     "parse_objective",
     "row_options",
+    "same_span",
     "total",
     "with_weight_norm",
 ]

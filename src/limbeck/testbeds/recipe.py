@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,6 +25,7 @@ from limbeck.signals import Batch, run_network
 from limbeck.sources import Cached, Source
 
 _log = logging.getLogger(__name__)
+Built = TypeVar("Built", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def warm_cosine(progress: float, warm: float = 0.05) -> float:
     return 0.5 * (1 + float(torch.cos(torch.tensor(rest * torch.pi))))
 
 
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(build: Callable[[], Built], seed: int) -> Built:
     """A network whose initial weights are a function of ``seed``; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -112,8 +113,8 @@ def kept_weights(
             made = make(build())
             with written_aside(folder) as aside:
                 aside.mkdir()
-                state = {key: value.contiguous() for key, value in made.state_dict().items()}
-                save_file(state, aside / "model.safetensors")
+                # Not save_file: language models tie their embeddings.
+                save_model(made, str(aside / "model.safetensors"))
                 manifest = {
                     "content": dict(content),
                     "sha256": file_sha256(aside / "model.safetensors"),
@@ -122,7 +123,7 @@ def kept_weights(
                 }
                 (aside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     model = build()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    load_model(model, folder / "model.safetensors")
     return frozen(model)
 
 
