@@ -80,6 +80,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["report", "nowhere"], "run: given nowhere"),
         (["site"], "out: given an empty value"),
         (["run", "pld", "--seeds", "one"], "seeds: given one; allowed: a whole number"),
+        (["run", "pld", "--record", "--seeds", "0,1"], "record: given part of an experiment; allowed: the full size"),
         (["run", "pld", "--check", "--smoke"], "check: given the smoke size; allowed"),
         (["run", "pld", "--launcher", "slurm"], "launcher: given slurm; allowed: local, ray"),
         (["cache", "--teacher", "hf:t"], "data: given an empty value"),

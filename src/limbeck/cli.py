@@ -99,7 +99,7 @@ def run(
         arms: which arms; all by default.
         jobs: arms that run side by side, one thread each.
         launcher: processes of this machine, or a ray cluster.
-        record: write the result into the ledger.
+        record: write the result into the ledger; all arms, and all seeds of the experiment or more.
         check: compare every number with the ledger's; fails where one differs by more than a millionth.
         fresh: forget the outcomes of an earlier run in OUT.
         out: folder of the outcomes; runs/SLUG-ENTRY-SIZE by default. A run that was cut goes on from there.
@@ -110,7 +110,7 @@ def run(
 
     # Before torch is imported: small networks are fastest on one thread.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from limbeck.experiment import ledger
+    from limbeck.experiment import ledger, load_experiment
     from limbeck.experiment.runner import run_experiment
     from limbeck.report.experiment_report import write_experiment_report
     from limbeck.systems import registry
@@ -121,11 +121,13 @@ def run(
     if (record or check) and card is None:
         raise UserError("record" if record else "check", slug, "a system of the package, by its slug")
     name, size = reference.partition(":")[2], "smoke" if smoke else "full"
-    if record and (smoke or seeds or arms):
-        raise UserError("record", "part of an experiment", "the full size with all arms and seeds")
+    if record and (smoke or arms or (seeds and not set(seeds) >= set(load_experiment(reference).seeds["full"]))):
+        raise UserError("record", "part of an experiment", "the full size with all arms and seeds, or more seeds")
     recorded = ledger.read(card.family, card.slug)["entries"] if check and card is not None else {}
     if check and (smoke or name not in recorded):
         raise UserError("check", "the smoke size" if smoke else name, recorded or "an entry that is recorded")
+    if check and seeds is None:
+        seeds = recorded[name]["seeds"]
     folder = Path(out or f"runs/{slug.partition('.')[0]}-{name}-{size}")
     command = shlex.join(["limbeck", *sys.argv[1:]])
     result = run_experiment(

@@ -60,6 +60,13 @@ def test_image_folder_with_a_small_student(image_folder: Path, tmp_path: Path) -
     assert result["models"]["teacher"]["accuracy"] == 1.0
     assert result["models"]["student"]["accuracy"] > 0.8
 
+    # The model card's own lines open and run it.
+    folder = tmp_path / "out" / "student"
+    snippet = (folder / "README.md").read_text().split("```")[1].removeprefix("python")
+    picture, found = str(image_folder / "b_green" / "0.png"), {}
+    exec(snippet.replace("FOLDER", str(folder)).replace("photo.png", picture), found)
+    assert found["network"].labels[found["signals"]["logits"].argmax()] == "b_green"
+
 
 def test_a_teacher_that_does_not_help_is_named(image_folder: Path, tmp_path: Path) -> None:
     wrong = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))

@@ -14,7 +14,7 @@ from limbeck.models.references import load_network
 
 @pytest.mark.parametrize("reference", ["", "resnet18", "hfx:bert", "hf:", "https://example.org/model"])
 def test_unknown_scheme_lists_the_schemes(reference):
-    with pytest.raises(UserError, match=r"^student: .*hf:NAME_OR_FOLDER.*timm:NAME.*pt2:FILE.*py:.*slice:.*small:"):
+    with pytest.raises(UserError, match=r"^student: .*hf:NAME_OR_FOLDER.*timm:NAME.*pt2:FILE.*py:.*small:.*slice:"):
         load_network(reference, key="student")
 
 

@@ -170,7 +170,12 @@ def test_small_text_networks_share_the_teachers_tokenizer(text_teacher, name, tm
     expected = logits(student, TEXTS)
     assert expected.shape == (4, 3)
     student.save(tmp_path)
-    torch.testing.assert_close(logits(load_network(f"small:{tmp_path}", key="student"), TEXTS), expected)
+    torch.testing.assert_close(logits(load_network(f"small:{tmp_path}"), TEXTS), expected)
+
+
+def test_a_small_network_teaches_only_from_a_folder():
+    with pytest.raises(UserError, match="teacher: given small:cnn_4k; allowed: small:FOLDER of a trained one"):
+        load_network("small:cnn_4k", labels=LABELS, sample=torch.zeros(1, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from limbeck.errors import UserError, first_line
 from limbeck.experiment.ledger import environment
 from limbeck.export import export
 from limbeck.job.assess import assess, costs, fidelity
-from limbeck.job.output import read_settings, write_text
+from limbeck.job.output import read_settings, saved_reference, write_text
 from limbeck.job.plan import Plan, example_inputs, make_plan
 from limbeck.job.settings import Settings
 from limbeck.models.network import Network
@@ -34,14 +34,12 @@ def reopen(out: Path, allow_py: bool = False) -> tuple[Plan, Network]:
 
 def trained_student(plan: Plan, folder: Path) -> Network:
     """The student that a run saved in ``folder``."""
-    scheme = str(plan.student.reference).partition(":")[0]
-    if (folder / WEIGHTS).is_file() and scheme in ("py", "testbed"):
+    reference = saved_reference(plan, folder)
+    if reference is None:
         load_weights(plan.student.module, folder / WEIGHTS, "student")
         return plan.student
-    if scheme in ("slice", "width"):
-        scheme = str(plan.teacher.reference).partition(":")[0].replace("testbed", "hf")
     return load_network(
-        f"{scheme}:{folder}", task=plan.task, key="student", labels=plan.student.labels, teacher=plan.teacher,
+        reference, task=plan.task, key="student", labels=plan.student.labels, teacher=plan.teacher,
         max_length=plan.settings.max_length,
     )  # fmt: skip
 

@@ -165,6 +165,34 @@ def write_result(out: Path, plan: Plan, result: dict[str, Any]) -> None:
     write_text(out / "result.json", json.dumps(result, indent=1))
 
 
+def saved_reference(plan: Plan, folder: Path | str) -> str | None:
+    """What :func:`~limbeck.models.load_network` opens the student by that was saved in ``folder``.
+
+    None for a student that code or a testbed made: its folder holds weights alone.
+    """
+    scheme = str(plan.student.reference).partition(":")[0]
+    if scheme in ("slice", "width"):
+        scheme = str(plan.teacher.reference).partition(":")[0].replace("testbed", "hf")
+    return f"{scheme}:{folder}" if scheme in ("hf", "timm", "small") else None
+
+
+def _opening(plan: Plan) -> list[str]:
+    """How to run the student, for its card."""
+    reference = saved_reference(plan, "FOLDER")
+    if reference is None:
+        return []
+    raw = {"text": '["a text"]', "image": '["photo.png"]'}.get(plan.student.modality, "samples")
+    return [
+        "```python",
+        "from limbeck.models.references import load_network",
+        "",
+        f'network = load_network("{reference}", task="{plan.task}")  # FOLDER: where this file lies',
+        f'signals = network.forward(network.module.eval(), {{"input": network.prepare({raw})}})',
+        "```",
+        "",
+    ]
+
+
 def model_card(plan: Plan, result: dict[str, Any]) -> str:
     """A model card in Markdown."""
     models = result["models"]
@@ -172,6 +200,7 @@ def model_card(plan: Plan, result: dict[str, Any]) -> str:
     lines = [
         f"# {plan.student.reference}, distilled from {plan.teacher.reference}", "",
         f"Task: {plan.task}. Data: {plan.data.describe()}.", "",
+        *_opening(plan),
         "| measure | " + " | ".join(names) + " | against the teacher |", "|---" * (len(names) + 2) + "|",
     ]  # fmt: skip
     for name in models["student"]:

@@ -110,6 +110,8 @@ def read_small(wanted: Wanted) -> Network:
     """A network of :mod:`limbeck.models.small` by name, or a folder that one was saved in."""
     if wanted.path.is_dir():
         return _saved(wanted)
+    if not wanted.student:
+        raise UserError(wanted.key, wanted.reference, "small:FOLDER of a trained one", "by name its weights are random")
     name, options = parse_options(wanted.rest, wanted.key, wanted.reference)
     return _build(name, options, wanted)
 

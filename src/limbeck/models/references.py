@@ -16,12 +16,13 @@ SCHEMES = {
     "timm": "timm:NAME[,pretrained_file=FILE] or timm:FOLDER",
     "pt2": "pt2:FILE of torch.export",
     "py": "py:PACKAGE.MODULE:CALLABLE, with --allow-py",
+    "small": "small:FOLDER of a student that was small: itself",
 }
 STUDENT_SCHEMES = {
     **SCHEMES,
     "slice": "slice:layers=0,2,5 or layers=even:3, some layers of the teacher",
     "width": "width:hidden_size=192, a narrower copy of the teacher",
-    "small": "small:cnn_16k and the like, small networks from scratch",
+    "small": "small:cnn_16k and the like, small networks from scratch, or small:FOLDER",
 }
 TASKS = ("classification", "regression", "embedding", "features", "causal-lm")
 
