@@ -96,7 +96,7 @@ def test_good_training_goes_on_after_a_cut_bit_for_bit(tmp_path: Path) -> None:
     recipe = OneClassRecipe(epochs=12, batch_size=4, lr=0.3, patience=1, stop=4)
     whole = distiller(recipe)
     kept = fit_good(whole, TRAIN, HELD, recipe, summed=False)
-    where = {"out": tmp_path, "checkpoint_seconds": 0.0}
+    where: dict[str, Any] = {"out": tmp_path, "checkpoint_seconds": 0.0}
     with pytest.raises(Cut):
         fit_good(distiller(recipe), TRAIN, HELD, recipe, summed=False, callbacks=[Die()], **where)
     again = distiller(recipe)
