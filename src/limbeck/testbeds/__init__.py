@@ -9,10 +9,12 @@ from limbeck.testbeds.base import Check, Gate, Size, Split, Splits, Testbed
 
 #: Where every testbed lives; a testbed is imported when it is loaded.
 TESTBEDS = {
+    "captioned_sprites": "captioned_sprites:CaptionedSprites",
     "cifar10": "cifar10:CIFAR10",
     "code_search": "code_search:CodeSearch",
     "digits": "digits:Digits",
     "docstrings": "docstrings:Docstrings",
+    "emoji_pairs": "emoji_pairs:EmojiPairs",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "gaussian_mixture": "gaussian_mixture:GaussianMixture",
     "manpages": "manpages:ManPages",
