@@ -53,7 +53,7 @@ def network(words: int) -> VisionLanguage:
     )
 
 
-def main(count: int = 96, epochs: int = 20) -> float:
+def main(count: int = 96, epochs: int = 40) -> float:
     """Recall@1 of captions for pictures after training."""
     torch.manual_seed(0)
     pictures, captions = pairs(count)
@@ -63,9 +63,9 @@ def main(count: int = 96, epochs: int = 20) -> float:
     samples = Split({"pixel_values": pictures, **words(captions)}, target, torch.arange(count))
 
     model = network(len(words))
-    loader = TensorLoader(samples, 24, transform=MaskWords(len(words), 0.3))
+    loader = TensorLoader(samples, 12, transform=MaskWords(len(words), 0.3))
     albef = ALBEF(
-        model, width=16, queue=96, ramp=len(loader), momentum=0.9, optimizer=OptimizerSettings(lr=3e-3, warmup=0.1)
+        model, width=16, queue=48, ramp=len(loader), momentum=0.99, optimizer=OptimizerSettings(lr=3e-3, warmup=0.1)
     )
     history = fit(albef, loader, epochs=epochs, accelerator="cpu", log_every=1)
     for name in ("contrast", "matching", "language"):

@@ -16,6 +16,6 @@ def test_a_vit_and_a_bert_are_aligned(capsys: pytest.CaptureFixture[str]) -> Non
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    # Of twelve captions; chance is 0.08.
-    assert module.main(96, 15) > 0.6
+    # Of twelve captions, four colours in three places: a third is all colours and no place; chance is 0.08.
+    assert module.main(96, 40) > 0.25
     assert "judged again" in capsys.readouterr().out

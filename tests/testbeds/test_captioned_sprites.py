@@ -31,13 +31,16 @@ def test_parts_are_disjoint_and_targets_number_captions() -> None:
     assert torch.equal(same, splits.train.labels[:, None] == splits.train.labels[None])
 
 
-def test_a_student_begins_with_the_pretrained_image_encoder() -> None:
+def test_what_students_begin_with() -> None:
     bed = CaptionedSprites("plain", "smoke")
-    classifier = bed.pretrained(bed.plan.student, bed.plan.recipe)
-    one, other = bed.student(0), bed.student(1)
+    classifier, aligned = bed.pretrained(bed.plan.student, bed.plan.recipe), bed.aligned()
+    first, one, other = bed.unaligned(0), bed.student(0), bed.student(1)
     for name, weight in classifier.encoder.state_dict().items():  # type: ignore[operator, union-attr]
-        assert torch.equal(weight, one.image.state_dict()[name]), name
-    assert not torch.equal(one.text_projection.weight, other.text_projection.weight)  # type: ignore[arg-type]
+        assert torch.equal(weight, first.image.state_dict()[name]), name
+    for name, weight in aligned.state_dict().items():
+        assert torch.equal(weight, one.state_dict()[name]), name
+        assert torch.equal(weight, other.state_dict()[name]), name
+    assert not torch.equal(one.words.weight, other.words.weight)  # type: ignore[arg-type, union-attr]
     assert all(weight.requires_grad for weight in one.parameters())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.data.views import integers, uniform
+from limbeck.data.views import uniform
 from limbeck.errors import UserError
 from limbeck.signals import Batch
 
@@ -113,7 +113,7 @@ class MaskWords:
         allowed = ~torch.isin(ids, torch.tensor(self.special))
         chosen = allowed & (uniform(view[:, None], _CHOSEN + places) < self.share)
         fate = uniform(view[:, None], _FATE + places)
-        others = self.usual[integers(view[:, None], _WORD_DRAW + places, len(self.usual))]
+        others = self.usual[(uniform(view[:, None], _WORD_DRAW + places) * len(self.usual)).long()]
         corrupted = torch.where(chosen & (fate < self.masked), self.mask, ids)
         swapped = chosen & (fate >= self.masked) & (fate < self.masked + self.replaced)
         corrupted = torch.where(swapped, others, corrupted)

@@ -102,16 +102,24 @@ class ViT(nn.Module):
 
 
 class ViTClassifier(nn.Module):
-    """An encoder and a linear head on the mean of its patch tokens. Taps: ``encoder.blocks.0`` ..., ``head``."""
+    """An encoder and a linear head. Taps: ``encoder.blocks.0`` ..., ``head``.
 
-    def __init__(self, encoder: ViT, classes: int = 10) -> None:
+    Args:
+        pooling: what the head reads: the ``mean`` of the patch tokens, or the ``class_token``, as DeiT's. An encoder
+            whose class token is used later should learn it here: under ``mean`` its last block never does.
+    """
+
+    def __init__(self, encoder: ViT, classes: int = 10, *, pooling: str = "mean") -> None:
         super().__init__()
-        self.encoder, self.head = encoder, nn.Linear(encoder.width, classes)
+        if pooling not in ("mean", "class_token"):
+            raise UserError("pooling", pooling, ("mean", "class_token"))
+        self.encoder, self.head, self.pooling = encoder, nn.Linear(encoder.width, classes), pooling
         initialise(self.head)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, classes]``."""
-        logits: Tensor = self.head(self.encoder(images)[:, 1:].mean(1))
+        tokens = self.encoder(images)
+        logits: Tensor = self.head(tokens[:, 1:].mean(1) if self.pooling == "mean" else tokens[:, 0])
         return logits
 
 

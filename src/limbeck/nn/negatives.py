@@ -11,10 +11,10 @@ from limbeck.errors import UserError
 
 
 class Negatives(NamedTuple):
-    """``index`` ``[B]``: the column drawn for every row; ``found`` bool ``[B]``: False where no column is a negative
-    (``index`` is then the row's own number and must not be used)."""
+    """``column`` ``[B]``: the column drawn for every row; ``found`` bool ``[B]``: False where no column is a negative
+    (``column`` is then the row's own number and must not be used)."""
 
-    index: Tensor
+    column: Tensor
     found: Tensor
 
 

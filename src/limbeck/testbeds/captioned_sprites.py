@@ -20,6 +20,7 @@ from limbeck.data.captions import Caption, captions, vocabulary, with_noise
 from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split, Splits
 from limbeck.data.sprites import KINDS, Scenes, SpriteWorld, data_hashes
+from limbeck.data.store import content_hash
 from limbeck.data.words import Words
 from limbeck.engine import Distiller, OptimizerSettings, fit
 from limbeck.models.text import FusionEncoder, TextEncoder
@@ -34,7 +35,7 @@ PIXELS, PATCH, LENGTH = 32, 8, 12
 #: Mean and deviation that images are scaled by.
 MEAN, DEVIATION = 0.35, 0.3
 # Where the ids of each kind of scene begin, so that no two share a scene.
-_VALIDATION, _LABELLED, _TEACHER, _TEST = 100_000, 200_000, 400_000, 900_000
+_VALIDATION, _LABELLED, _ALIGNED, _TEACHER, _TEST = 100_000, 200_000, 300_000, 400_000, 900_000
 
 _WORLD = SpriteWorld(pixels=PIXELS, objects=(2, 2), side=(0.46, 0.5), spread=0.05, textures=1, clutter=0, noise=0.02)
 
@@ -68,7 +69,10 @@ class Contrast:
             lr=1e-3, weight_decay=0.05, warmup=0.1, rates=(("*temperature", 0.1),)
         )
     )
-    version: int = 1
+    version: int = 2
+
+
+_CONTRAST, _ALIGNING = Contrast(epochs=6), Contrast(epochs=6)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Regime:
         train, validation, test: pairs.
         student, teacher: sizes of their encoders.
         labelled: scenes with one sprite that image encoders are pre-trained on. recipe, teacher_recipe: how.
+        aligned_train: other pairs, as noisy, on which a student's encoders are aligned before. aligning: how.
         teacher_train: pairs with true captions for the small CLIP, none of them a student's. contrast: its training.
         bounds: of the gate.
     """
@@ -95,11 +100,14 @@ class Regime:
     labelled: int = 20000
     recipe: Recipe = _NAMING
     teacher_recipe: Recipe = _NAMING_WIDE
+    aligned_train: int = 12800
+    aligning: Contrast = _ALIGNING
     teacher_train: int = 20000
-    contrast: Contrast = Contrast(epochs=6)
+    contrast: Contrast = _CONTRAST
     bounds: Mapping[str, tuple[float, float]] = field(
         default_factory=lambda: {
             "pretrained_accuracy": (0.5, 0.99),
+            "aligned_recall@1": (0.02, 0.9),
             "teacher_image_to_text_recall@1": (0.2, 0.98),
             "teacher_text_to_image_recall@1": (0.2, 0.98),
         }
@@ -139,6 +147,8 @@ class CaptionedSprites(Testbed):
             labelled=300,
             recipe=replace(regime.recipe, epochs=2),
             teacher_recipe=replace(regime.teacher_recipe, epochs=2),
+            aligned_train=300,
+            aligning=replace(regime.aligning, epochs=2, batch_size=50),
             teacher_train=300,
             contrast=replace(regime.contrast, epochs=2, batch_size=50),
             bounds={"pretrained_accuracy": (0.0, 1.0)},
@@ -163,12 +173,13 @@ class CaptionedSprites(Testbed):
         )
 
     def scenes(self, part: str) -> Scenes:
-        """Scenes of ``train``, ``validation``, ``test`` or ``teacher`` (two sprites), or ``labelled`` (one)."""
+        """Scenes of ``train``, ``validation``, ``test``, ``aligning``, ``teacher``: two sprites; ``labelled``: one."""
         plan = self.plan
         starts = {
             "train": (0, plan.train),
             "validation": (_VALIDATION, plan.validation),
             "labelled": (_LABELLED, plan.labelled),
+            "aligning": (_ALIGNED, plan.aligned_train),
             "teacher": (_TEACHER, plan.teacher_train),
             "test": (_TEST, plan.test),
         }
@@ -225,11 +236,14 @@ class CaptionedSprites(Testbed):
             "labelled": self.plan.labelled,
             "world": asdict(_WORLD),
             "network": repr(self.image_encoder(sizes)),
+            "pooling": "class_token",
         }
         made: Any = kept_weights(
             f"{self.name}-pretrained",
             content,
-            build=lambda: seeded(lambda: ViTClassifier(self.image_encoder(sizes), self.num_classes), 0),
+            build=lambda: seeded(
+                lambda: ViTClassifier(self.image_encoder(sizes), self.num_classes, pooling="class_token"), 0
+            ),
             make=lambda model: train(model, self._labelled(), recipe),
         )
         return made  # type: ignore[no-any-return]
@@ -251,36 +265,53 @@ class CaptionedSprites(Testbed):
 
         return seeded(build, seed)  # type: ignore[return-value]
 
+    def unaligned(self, seed: int = 0) -> VisionLanguage:
+        """A student whose image encoder is pre-trained on names, and everything else a function of ``seed``."""
+        return self._named(self.dual_encoder(self.plan.student, seed, fusion=True), self.plan.student, self.plan.recipe)
+
     def student(self, seed: int = 0) -> VisionLanguage:
-        """With a fusion encoder; the image encoder is pre-trained, everything else a function of ``seed``."""
+        """With a fusion encoder that is a function of ``seed``; the two encoders are those of :meth:`aligned`."""
         model = self.dual_encoder(self.plan.student, seed, fusion=True)
-        classifier: Any = self.pretrained(self.plan.student, self.plan.recipe)
-        model.image.load_state_dict(classifier.encoder.state_dict())
+        model.load_state_dict(self.aligned().state_dict(), strict=False)
         return model
+
+    def aligned(self) -> VisionLanguage:
+        """A student's two encoders after plain contrastive training on other pairs, whose captions are as noisy."""
+        plan, scenes = self.plan, self.scenes("aligning")
+        texts = [str(one) for one in with_noise(captions(scenes), scenes.id, plan.noise, seed=1_000)]
+        return self._contrasted("aligned", plan.student, plan.recipe, plan.aligning, "aligning", texts)
 
     def teacher(self) -> VisionLanguage:
         """The small CLIP: two encoders trained on true captions, larger than a student's."""
         plan = self.plan
+        return self._contrasted(
+            "clip", plan.teacher, plan.teacher_recipe, plan.contrast, "teacher", self.true("teacher")
+        )
 
-        def make(model: Any) -> nn.Module:
-            classifier: Any = self.pretrained(plan.teacher, plan.teacher_recipe)
-            model.image.load_state_dict(classifier.encoder.state_dict())
+    def _contrasted(
+        self, name: str, sizes: Sizes, recipe: Recipe, contrast: Contrast, part: str, texts: list[str]
+    ) -> VisionLanguage:
+        def make(model: nn.Module) -> nn.Module:
             objective = InfoNCE("temperature", query="image", document="text", ids="target")
-            loader = TensorLoader(
-                self._pairs("teacher", self.true("teacher")), plan.contrast.batch_size, drop_last=True
-            )
-            distiller = Distiller(model, objective, optimizer=plan.contrast.optimizer)
-            fit(distiller, loader, epochs=plan.contrast.epochs, accelerator="cpu")
+            loader = TensorLoader(self._pairs(part, texts), contrast.batch_size, drop_last=True)
+            distiller = Distiller(self._named(model, sizes, recipe), objective, optimizer=contrast.optimizer)
+            fit(distiller, loader, epochs=contrast.epochs, accelerator="cpu")
             return distiller.finish()
 
         content = {
-            "plan": repr((plan.teacher, plan.teacher_recipe, plan.contrast, plan.teacher_train)),
+            "plan": repr((sizes, recipe, contrast)),
+            "texts": content_hash({"texts": texts}),
             "data": self.data_hashes(),
             "world": asdict(_WORLD),
-            "network": repr(self.dual_encoder(plan.teacher, 0)),
+            "network": repr(self.dual_encoder(sizes, 0)),
         }
-        made = kept_weights(f"{self.name}-clip", content, build=lambda: self.dual_encoder(plan.teacher, 0), make=make)
+        made = kept_weights(f"{self.name}-{name}", content, lambda: self.dual_encoder(sizes, 0), make)
         return made  # type: ignore[return-value]
+
+    def _named(self, model: Any, sizes: Sizes, recipe: Recipe) -> Any:
+        classifier: Any = self.pretrained(sizes, recipe)
+        model.image.load_state_dict(classifier.encoder.state_dict())
+        return model
 
     # Figures.
 
@@ -302,6 +333,8 @@ class CaptionedSprites(Testbed):
         with torch.inference_mode():
             right = classifier(self.images(scenes)).argmax(-1) == scenes.kind[:, 0]
         figures = {"pretrained_accuracy": float(right.double().mean()), "labelled": float(len(named))}
+        begun = self.evaluate(self.aligned(), held_out)
+        figures["aligned_recall@1"] = (begun["image_to_text_recall@1"] + begun["text_to_image_recall@1"]) / 2
         return figures | {f"teacher_{key}": value for key, value in self.evaluate(self.teacher(), held_out).items()}
 
     def _labelled(self) -> Split:

@@ -51,6 +51,7 @@ class Regime:
     student: Sizes = _STUDENT
     recipe: Recipe = _NAMING
     teacher_epochs: int = 12
+    version: int = 2
     batch_size: int = 64
     optimizer: OptimizerSettings = field(
         default_factory=lambda: OptimizerSettings(
@@ -135,10 +136,10 @@ class EmojiPairs(Testbed):
         drawings = Split(given["pixel_values"], labels, samples.id)
 
         def build() -> nn.Module:
-            return seeded(lambda: ViTClassifier(self.image_encoder(), len(names)), 0)
+            return seeded(lambda: ViTClassifier(self.image_encoder(), len(names), pooling="class_token"), 0)
 
         content = {"recipe": asdict(self.plan.recipe), "network": repr(build()), "data": self.data_hashes(),
-                   "train": self.plan.train}  # fmt: skip
+                   "train": self.plan.train, "pooling": "class_token"}  # fmt: skip
         made = kept_weights(
             f"{self.name}-pretrained", content, build, lambda model: train(model, drawings, self.plan.recipe)
         )
@@ -163,11 +164,13 @@ class EmojiPairs(Testbed):
         return seeded(build, seed)  # type: ignore[return-value]
 
     def student(self, seed: int = 0) -> VisionLanguage:
-        """With a fusion encoder; the image encoder is pre-trained, everything else a function of ``seed``."""
-        return self._with_pretrained(self.dual_encoder(seed, fusion=True))
+        """With a fusion encoder that is a function of ``seed``; the two encoders are the teacher's."""
+        model = self.dual_encoder(seed, fusion=True)
+        model.load_state_dict(self.teacher().state_dict(), strict=False)
+        return model
 
     def teacher(self) -> VisionLanguage:
-        """A small CLIP trained on the training pairs, for the gate."""
+        """A small CLIP trained on the training pairs: what students begin with."""
         plan = self.plan
 
         def make(model: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """The experiments of albef: noisy captions of which it is known what is wrong, and real pairs of pictures and names.
 
-Every arm of a seed begins with the same weights and sees the same pairs, masked words included. Only
+All arms of a seed but one begin with the same weights: encoders that were aligned by plain contrastive training, a
+fresh fusion encoder. All see the same pairs, masked words included. Only
 training captions are spoilt; what is measured is on clean pairs. The last step counts. Margins were set on seeds 100
 and 101, which are not recorded.
 """
@@ -37,11 +38,13 @@ PLAIN = {"contrastive_alpha": 0.0, "language_alpha": 0.0}
 
 @dataclass(frozen=True)
 class Way:
-    """How an arm is trained: the class, its options, and whether the average of its weights is judged instead."""
+    """How an arm is trained: the class, its options, whether the average of its weights is judged instead,
+    and whether it begins with aligned encoders."""
 
     kind: type[ALBEF] = ALBEF
     options: Mapping[str, Any] = field(default_factory=dict)
     average: bool = False
+    aligned: bool = True
     shown: bool = False
 
 
@@ -57,8 +60,8 @@ ARMS = {
         Way(options={**PLAIN, "hard": False}), "no MoD; any other of the batch as a negative of ITM", "ablation"
     ),
     "no-ita": Arm(
-        Way(options={**PLAIN, "hard": False, "align": False}),
-        "no MoD, no ITA; any other of the batch as a negative of ITM",
+        Way(options={**PLAIN, "hard": False, "align": False}, aligned=False),
+        "no MoD, never aligned, not before either; any other of the batch as a negative of ITM",
         "ablation",
     ),
     "shuffled": Arm(Way(Shuffled), "MoD with the momentum model's answers about another pair", "control"),
@@ -79,7 +82,7 @@ class PairsExperiment(Experiment):
     batch_size = 64
     queue = 1024
     momentum = 0.99
-    optimizer = OptimizerSettings(lr=2.5e-3, weight_decay=0.02, warmup=0.05, rates=(("temperature", 0.1),))
+    optimizer = OptimizerSettings(lr=2e-3, weight_decay=0.02, warmup=0.05, rates=(("temperature", 0.1),))
     #: Candidates that the fusion encoder judges again, and pairs of the square that it judges alone.
     shortlist, square = 8, 128
     _average: tuple[int, VisionLanguage] | None = None
@@ -121,7 +124,7 @@ class PairsExperiment(Experiment):
         samples = self.bed.splits(seed).train
         size = min(self.batch_size, len(samples) // 8)
         loader = TensorLoader(samples, size, seed=seed, transform=MaskWords(len(self.bed.words)), drop_last=True)
-        model = self.bed.student(seed)
+        model = self.bed.student(seed) if way.aligned else self.bed.unaligned(seed)
         albef = way.kind(
             model,
             width=model.image_projection.out_features,

@@ -151,9 +151,9 @@ class ALBEF(Players):
         text_of = draw_negatives(student.image @ teacher.text.mT / tau, ids, uniform=not self.hard)
         images, texts = student.image_tokens, student.text_tokens
         fused = self.model.fuse(
-            torch.cat([texts, texts, texts[text_of.index]]),
-            torch.cat([mask, mask, mask[text_of.index]]),
-            torch.cat([images, images[image_of.index], images]),
+            torch.cat([texts, texts, texts[text_of.column]]),
+            torch.cat([mask, mask, mask[text_of.column]]),
+            torch.cat([images, images[image_of.column], images]),
         )
         fits = torch.arange(len(fused), device=fused.device) < len(texts)
         counts = torch.cat([torch.ones_like(image_of.found), image_of.found, text_of.found])
