@@ -267,7 +267,9 @@ class CaptionedSprites(Testbed):
 
     def unaligned(self, seed: int = 0) -> VisionLanguage:
         """A student whose image encoder is pre-trained on names, and everything else a function of ``seed``."""
-        return self._named(self.dual_encoder(self.plan.student, seed, fusion=True), self.plan.student, self.plan.recipe)
+        model = self.dual_encoder(self.plan.student, seed, fusion=True)
+        self._named(model, self.plan.student, self.plan.recipe)
+        return model
 
     def student(self, seed: int = 0) -> VisionLanguage:
         """With a fusion encoder that is a function of ``seed``; the two encoders are those of :meth:`aligned`."""

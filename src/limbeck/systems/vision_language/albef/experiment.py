@@ -19,7 +19,7 @@ from torch import Tensor
 from limbeck import testbeds
 from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
-from limbeck.data.words import MASK, MaskWords
+from limbeck.data.words import CLASS, MASK, PAD, UNKNOWN, MaskWords
 from limbeck.diffusion.pictures import contact_sheet
 from limbeck.engine import OptimizerSettings, fit
 from limbeck.experiment import Arm, Experiment, Outcome
@@ -109,9 +109,10 @@ class PairsExperiment(Experiment):
     def run(self, arm: str, seed: int) -> Outcome:
         """Train, then judge on clean test pairs."""
         way: Way = self.arms[arm].setting
+        curves: dict[str, list[float]] = {}
         if way.average and self._average is not None and self._average[0] == seed:
             # The arm before it had the very same training, and this worker ran it.
-            model, curves = self._average[1], {}
+            model = self._average[1]
         else:
             trained, average, curves = self.train(way, seed)
             model = average if way.average else trained
@@ -172,13 +173,14 @@ class PairsExperiment(Experiment):
 
     def draw(self, model: VisionLanguage) -> dict[str, str]:
         """For six captions the right picture and the five that the network finds most similar."""
-        pairs, given = EncodedPairs(model, self.test), self.test.input
+        pairs = EncodedPairs(model, self.test)
+        given: Any = self.test.input
         best = pairs.similarity.mT[:6].topk(5, dim=1).indices
         shown = torch.cat([torch.arange(6)[:, None], best], dim=1).flatten()
-        pixels = given["pixel_values"][shown]  # type: ignore[call-overload]
+        pixels = given["pixel_values"][shown]
         low, high = pixels.amin(), pixels.amax()
         sheet = contact_sheet((pixels - low) / (high - low) * 2 - 1, 6, gap=2)
-        texts = "; ".join(self.bed.words.text(row) for row in given["input_ids"][:6])  # type: ignore[call-overload]
+        texts = "; ".join(self.bed.words.text(row) for row in given["input_ids"][:6])
         return {f"The right picture, then the five found first, for (from above): {texts}": image(sheet, enlarge=2)}
 
 
@@ -235,7 +237,8 @@ class RealPairs(PairsExperiment):
 
     def asked(self, ids: Tensor) -> Tensor:
         """Every word that the vocabulary has."""
-        return ids > self.bed.words.numbers["[UNK]"]
+        first = max(PAD, CLASS, MASK, UNKNOWN) + 1
+        return ids >= first
 
 
 EXPERIMENTS: dict[str, type[Experiment]] = {

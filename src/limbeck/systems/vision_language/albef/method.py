@@ -20,7 +20,7 @@ Official code: salesforce/ALBEF.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,7 @@ class ALBEF(Players):
     def contrast(self, student: Pairs, teacher: Pairs, ids: Tensor) -> dict[str, Tensor]:
         """L_ita: the keys are theta_m's, for the positives too."""
         tau = self.model.temperature
-        options = {
+        options: dict[str, Any] = {
             "alpha": self.ramped(self.contrastive_alpha),
             "temperature": tau,
             "teacher_temperature": tau.detach(),
