@@ -74,6 +74,16 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(source: str, hook: str, tmp_
         assert lines == history.lines
 
 
+@pytest.mark.parametrize("step", [3, 4, 5, 8])
+def test_a_run_of_steps_may_be_cut_anywhere_between_two_epochs_too(step: int, tmp_path: Path) -> None:
+    whole, again = distiller(SOURCES["live"]), distiller(SOURCES["live"])
+    history = run(whole, epochs=None, steps=10)
+    with pytest.raises(Cut):
+        run(distiller(SOURCES["live"]), tmp_path, Die(step, "on_train_batch_start"), epochs=None, steps=10)
+    assert same_history(history, run(again, tmp_path, resume=True, epochs=None, steps=10))
+    assert equal(states(whole), states(again))
+
+
 @pytest.mark.parametrize(
     "options", [{"steps": 7, "epochs": None}, {"accumulate_grad_batches": 2}, {"loader": "one whose transform draws"}]
 )

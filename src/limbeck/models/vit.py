@@ -22,11 +22,20 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[B, L, width]`` to the same shape."""
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[B, L, width]`` to the same shape; tokens whose bool ``mask`` ``[B, L]`` is False are not looked at."""
+        return self.transform(self.attend(tokens, mask))
+
+    def attend(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The first half: every token takes from the others."""
         parts = self.qkv(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2])
-        tokens = tokens + self.out(seen.transpose(1, 2).flatten(2))
+        wide = None if mask is None else mask[:, None, None, :]
+        seen = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=wide)
+        attended: Tensor = tokens + self.out(seen.transpose(1, 2).flatten(2))
+        return attended
+
+    def transform(self, tokens: Tensor) -> Tensor:
+        """The second half: every token on its own."""
         changed: Tensor = tokens + self.down(functional.gelu(self.up(self.norm2(tokens))))
         return changed
 
@@ -37,6 +46,9 @@ class ViT(nn.Module):
     Args:
         size, patch, in_channels: of the square image, which is ``(size / patch)^2`` tokens and a class token in front.
         width, depth, heads, expansion: of the blocks.
+        convolutions: embed patches by convolutions that halve the image until a patch is one pixel, instead of one
+            linear map: small networks learn to see in far fewer steps (Xiao et al., Early Convolutions Help
+            Transformers See Better, 2021). The patch is then a power of 2.
     """
 
     positions: Tensor
@@ -51,13 +63,20 @@ class ViT(nn.Module):
         *,
         in_channels: int = 1,
         expansion: int = 4,
+        convolutions: bool = False,
     ) -> None:
         super().__init__()
-        if size % patch:
-            raise UserError("patch", patch, f"a divisor of the image size, {size}")
+        if size % patch or (convolutions and patch & (patch - 1)):
+            also = " and a power of 2" if convolutions else ""
+            raise UserError("patch", patch, f"a divisor of the image size, {size}{also}")
         self.size, self.patch, self.width, self.in_channels = size, patch, width, in_channels
         self.tokens = (size // patch) ** 2
-        self.embedding = nn.Linear(patch * patch * in_channels, width)
+        self.convolutions = convolutions
+        self.embedding: nn.Module = (
+            convolution_stem(in_channels, width, patch)
+            if convolutions
+            else nn.Linear(patch * patch * in_channels, width)
+        )
         self.class_token = nn.Parameter(torch.zeros(width))
         self.register_buffer("positions", grid_positions(size // patch, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, expansion) for _ in range(depth))
@@ -66,14 +85,16 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Normed tokens ``[B, 1 + n, width]``, the class token first; ``keep`` ``[B, n]`` chooses the patches seen."""
-        patches = patchify(images, self.patch)
-        if patches.shape[1] != self.tokens:
+        if images.shape[-2:] != (self.size, self.size):
             raise UserError("images", list(images.shape), f"{self.size} x {self.size} pixels")
+        # Convolutions look across patches, so those that are not seen have to go before a linear map but after these.
+        patches = self.embedding(images) if self.convolutions else patchify(images, self.patch)
         positions = self.positions.expand(len(images), -1, -1)
         if keep is not None:
             patches, positions = take_tokens(patches, keep), take_tokens(positions, keep)
         first = self.class_token.expand(len(images), 1, -1)
-        tokens = torch.cat([first, self.embedding(patches) + positions], dim=1)
+        embedded = patches if self.convolutions else self.embedding(patches)
+        tokens = torch.cat([first, embedded + positions], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         normed: Tensor = self.norm(tokens)
@@ -81,17 +102,45 @@ class ViT(nn.Module):
 
 
 class ViTClassifier(nn.Module):
-    """An encoder and a linear head on the mean of its patch tokens. Taps: ``encoder.blocks.0`` ..., ``head``."""
+    """An encoder and a linear head. Taps: ``encoder.blocks.0`` ..., ``head``.
 
-    def __init__(self, encoder: ViT, classes: int = 10) -> None:
+    Args:
+        pooling: what the head reads: the ``mean`` of the patch tokens, or the ``class_token``, as DeiT's. An encoder
+            whose class token is used later should learn it here: under ``mean`` its last block never does.
+    """
+
+    def __init__(self, encoder: ViT, classes: int = 10, *, pooling: str = "mean") -> None:
         super().__init__()
-        self.encoder, self.head = encoder, nn.Linear(encoder.width, classes)
+        if pooling not in ("mean", "class_token"):
+            raise UserError("pooling", pooling, ("mean", "class_token"))
+        self.encoder, self.head, self.pooling = encoder, nn.Linear(encoder.width, classes), pooling
         initialise(self.head)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, classes]``."""
-        logits: Tensor = self.head(self.encoder(images)[:, 1:].mean(1))
+        tokens = self.encoder(images)
+        logits: Tensor = self.head(tokens[:, 1:].mean(1) if self.pooling == "mean" else tokens[:, 0])
         return logits
+
+
+def convolution_stem(channels: int, width: int, patch: int) -> nn.Sequential:
+    """Images ``[B, channels, H, W]`` to tokens ``[B, H W / patch^2, width]``: every layer halves the side, the
+    first ones are narrower."""
+    layers: list[nn.Module] = []
+    halvings = patch.bit_length() - 1
+    for left in range(halvings - 1, -1, -1):
+        wide = max(width >> left, 8)
+        layers += [nn.Conv2d(channels, wide, 3, stride=2, padding=1), nn.GELU()]
+        channels = wide
+    return nn.Sequential(*layers, nn.Conv2d(channels, width, 1), nn.Flatten(2), Transpose())
+
+
+class Transpose(nn.Module):
+    """``[B, C, L]`` to ``[B, L, C]``."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Exchange the last two axes."""
+        return values.mT
 
 
 def grid_positions(side: int, width: int) -> Tensor:

@@ -9,15 +9,21 @@ from limbeck.testbeds.base import Check, Gate, Size, Split, Splits, Testbed
 
 #: Where every testbed lives; a testbed is imported when it is loaded.
 TESTBEDS = {
+    "captioned_sprites": "captioned_sprites:CaptionedSprites",
     "cifar10": "cifar10:CIFAR10",
     "code_search": "code_search:CodeSearch",
     "digits": "digits:Digits",
+    "docstrings": "docstrings:Docstrings",
+    "emoji_pairs": "emoji_pairs:EmojiPairs",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "gaussian_mixture": "gaussian_mixture:GaussianMixture",
     "manpages": "manpages:ManPages",
     "masked_fashion": "masked_fashion:MaskedFashion",
+    "sam_photos": "sam_photos:SAMPhotos",
     "sentence_pairs": "sentence_pairs:SentencePairs",
     "small_diffusion": "small_diffusion:SmallDiffusion",
+    "small_sam": "small_sam:SmallSAM",
+    "smollm2": "smollm2:SmolLM2",
     "surfaces": "surfaces:SurfaceImages",
     "textures": "textures:Textures",
     "thumbnails": "thumbnails:Thumbnails",
