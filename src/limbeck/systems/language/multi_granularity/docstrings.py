@@ -2,7 +2,8 @@
 
 Every arm of a seed begins with the same fine-tuned student, sees the same prompts in the same order for the same number
 of steps, and has the same cross-entropy on the true answers; what differs is the second term and the text it is
-computed on. The last step counts. Margins and settings were set on seed 100, which is not recorded.
+computed on. The last step counts. Margins and sizes were set on seed 100, which is not recorded and whose test figures
+were seen; the learning rate is from the sheet's range.
 """
 
 from __future__ import annotations
