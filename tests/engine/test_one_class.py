@@ -64,6 +64,16 @@ def test_it_stops_after_that_many_epochs_and_keeps_the_best() -> None:
     assert history.best_epoch == 2
 
 
+def test_a_cosine_ends_at_zero_and_leaves_plateaus_alone() -> None:
+    recipe = OneClassRecipe(epochs=8, batch_size=12, lr=0.01, patience=8, stop=8, schedule="cosine")
+    rates = Rates()
+    fit_good(distiller(recipe), TRAIN, HELD, recipe, summed=False, callbacks=[rates])
+    assert rates.seen[0] == pytest.approx(0.01)
+    assert rates.seen[4] == pytest.approx(0.005)
+    assert rates.seen == sorted(rates.seen, reverse=True)
+    assert rates.seen[-1] < 0.0005
+
+
 def test_nan_is_no_progress() -> None:
     rates, _ = judged([5, float("nan"), float("nan"), 1], OneClassRecipe(patience=9, stop=2).plateau())
     assert len(rates.seen) == 3
@@ -86,7 +96,7 @@ def test_good_training_goes_on_after_a_cut_bit_for_bit(tmp_path: Path) -> None:
     recipe = OneClassRecipe(epochs=12, batch_size=4, lr=0.3, patience=1, stop=4)
     whole = distiller(recipe)
     kept = fit_good(whole, TRAIN, HELD, recipe, summed=False)
-    where = {"out": tmp_path, "checkpoint_seconds": 0.0}
+    where: dict[str, Any] = {"out": tmp_path, "checkpoint_seconds": 0.0}
     with pytest.raises(Cut):
         fit_good(distiller(recipe), TRAIN, HELD, recipe, summed=False, callbacks=[Die()], **where)
     again = distiller(recipe)

@@ -74,6 +74,16 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(source: str, hook: str, tmp_
         assert lines == history.lines
 
 
+@pytest.mark.parametrize("step", [3, 4, 5, 8])
+def test_a_run_of_steps_may_be_cut_anywhere_between_two_epochs_too(step: int, tmp_path: Path) -> None:
+    whole, again = distiller(SOURCES["live"]), distiller(SOURCES["live"])
+    history = run(whole, epochs=None, steps=10)
+    with pytest.raises(Cut):
+        run(distiller(SOURCES["live"]), tmp_path, Die(step, "on_train_batch_start"), epochs=None, steps=10)
+    assert same_history(history, run(again, tmp_path, resume=True, epochs=None, steps=10))
+    assert equal(states(whole), states(again))
+
+
 @pytest.mark.parametrize(
     "options", [{"steps": 7, "epochs": None}, {"accumulate_grad_batches": 2}, {"loader": "one whose transform draws"}]
 )
@@ -128,6 +138,40 @@ def test_the_best_epoch_is_kept_through_a_cut(step: int, tmp_path: Path) -> None
     third = distiller(SOURCES["live"])
     assert same_history(run(third, tmp_path, resume=True, **options), history)
     assert equal(third.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("step", [2, 3, 6])
+def test_validation_inside_an_epoch_picks_the_best_step_through_a_cut(step: int, tmp_path: Path) -> None:
+    def best_at_three(module: Any) -> dict[str, float]:
+        return {"score": -abs(module.steps_done - 3.0)}
+
+    options: dict[str, Any] = {"validate": best_at_three, "validate_every": 3, "select": "score"}
+    whole = distiller(SOURCES["live"])
+    history = run(whole, **options)
+    assert [line["step"] for line in history.lines if "validation/score" in line] == [3, 4, 6, 8, 9, 12]
+    at_three = distiller(SOURCES["live"])
+    with pytest.raises(Cut):
+        run(at_three, None, Die(3, "on_train_batch_start"))
+    weights = (one.student.state_dict() for one in (whole, at_three))
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in weights), strict=True))
+    with pytest.raises(Cut):
+        run(distiller(SOURCES["live"]), tmp_path, Die(step, "on_train_batch_start"), **options)
+    resumed = distiller(SOURCES["live"])
+    assert same_history(run(resumed, tmp_path, resume=True, **options), history)
+    assert equal(states(whole), states(resumed))
+
+
+def test_every_judge_sees_every_validation_and_no_step_is_validated_twice() -> None:
+    class Seen(Callback):
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def look(self, values: dict[str, float], epoch: int, pl_module: Any) -> None:
+            self.steps.append(pl_module.steps_done)
+
+    seen = Seen()
+    run(distiller(SOURCES["live"]), None, seen, validate_every=1, accumulate_grad_batches=2)
+    assert seen.steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_selection_survives_nan_and_names_what_is_validated() -> None:

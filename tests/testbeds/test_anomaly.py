@@ -78,3 +78,26 @@ def test_a_random_teacher_is_another_one_with_live_maps() -> None:
 def test_an_images_score_is_its_worst_tile() -> None:
     maps = torch.tensor([0.0, 3.0, 1.0, 2.0]).view(4, 1, 1)
     assert by_image(maps, 2).tolist() == [3.0, 2.0]
+    assert by_image(maps, 2, "mean").tolist() == [1.5, 1.5]
+
+
+def test_the_mean_of_an_image_sees_what_its_maximum_hides() -> None:
+    bed = smoke("surfaces:plain")
+    splits = bed.splits(0)
+    bad = splits.surfaces.kind > 0
+    maps = torch.where(bad.view(-1, 1, 1), 0.5, 0.1).repeat(1, TILE, TILE)
+    maps[~bad, 0, 0] = 1.0
+    found = bed.measure(maps, splits, {"": torch.zeros(4, TILE, TILE)})
+    assert found["auroc_by_max"] == found["auroc_by_max_global"] == 0.0
+    assert found["auroc"] == found["auroc_global"] == found["recall"] == 1.0
+    solar = smoke("surfaces:solar")
+    assert "auroc_by_mean" in solar.measure(torch.rand(6, TILE, TILE), solar.splits(0), {})
+
+
+def test_textiles_lose_their_white_border_and_nothing_else() -> None:
+    bed = testbeds.load("surfaces:plain")
+    assert isinstance(bed, AnomalyTestbed)
+    good = bed.surfaces().good.float().view(-1, 4, 4, 3, TILE, TILE)
+    assert float(good[:, :, 3, :, :, -1].mean()) < 150 > float(good[:, 3, :, :, -1].mean())
+    # Tiles start at 0, 62, 123 and 185: the second column of tiles begins with the end of the first one.
+    assert torch.equal(good[:, :, 0, :, :, 62:], good[:, :, 1, :, :, :2])

@@ -1,5 +1,6 @@
 """The engine: distillers, phases and the trainer around them."""
 
+from limbeck.engine.alternation import Alternation, Form, HalfCycle
 from limbeck.engine.callbacks import Plateau
 from limbeck.engine.checkpoints import Interrupted
 from limbeck.engine.distiller import Distiller
@@ -12,8 +13,11 @@ from limbeck.engine.players import Players, Turn
 from limbeck.engine.program import Phase, run_program
 
 __all__ = [
+    "Alternation",
     "Distiller",
+    "Form",
     "Generations",
+    "HalfCycle",
     "History",
     "Interrupted",
     "OneClassRecipe",

@@ -25,7 +25,7 @@ Validate = Callable[[nn.Module], Mapping[str, float]]
 
 @runtime_checkable
 class Judge(Protocol):
-    """What wants to see the validated numbers of every epoch."""
+    """What wants to see the numbers of every validation: after each epoch, and inside it under ``validate_every``."""
 
     def look(self, values: Mapping[str, float], epoch: int, pl_module: LightningModule) -> None:
         """``epoch`` counts from 1; the Trainer is ``pl_module.trainer``."""
@@ -67,6 +67,7 @@ class Plateau(Callback):
     Give it to :func:`~limbeck.engine.fit` as a callback, with a ``validate`` function and a constant schedule. After
     ``patience`` epochs without a gain of more than ``smallest`` the rate is multiplied by ``factor``, then not again
     for ``wait`` epochs. Training ends after more than ``stop_after`` stale epochs or more than ``most_cuts`` cuts.
+    With ``validate_every`` every validation counts as an epoch.
 
     Unlike torch's ``ReduceLROnPlateau`` it leaves the count of stale epochs alone when it cuts, so that a plateau that
     goes on is cut every ``wait`` epochs. The defaults are those of Polino et al., 2018.
@@ -151,14 +152,22 @@ class StopWhenDiverged(Callback):
 class Record(Callback):
     """The local log: losses every ``every`` steps and validation after each epoch, in memory and as JSON lines.
 
+    With ``validate_every`` there is validation inside an epoch too, every so many steps.
+
     On resume the lines behind the checkpoint's step are dropped, since those steps are taken again.
     """
 
     def __init__(
-        self, folder: Path | None, every: int, validate: Validate | None = None, judges: Sequence[Judge] = ()
+        self,
+        folder: Path | None,
+        every: int,
+        validate: Validate | None = None,
+        judges: Sequence[Judge] = (),
+        validate_every: int | None = None,
     ) -> None:
         self.path = folder / "log.jsonl" if folder is not None else None
         self.every, self.validate, self.judges = every, validate, judges
+        self.validate_every = validate_every
         self.lines: list[dict[str, float]] = []
         self._file: Any = None
         self._started = 0.0
@@ -189,8 +198,15 @@ class Record(Callback):
         # Under gradient accumulation most batches do not end a step.
         if step and step % self.every == 0 and (not self.lines or self.lines[-1]["step"] < step):
             self._write({"step": step, "epoch": trainer.current_epoch, **_over_processes(pl_module.latest_terms)})
+        # The last step of an epoch is validated at its end.
+        due = self.validate_every and step and step % self.validate_every == 0 and not trainer.is_last_batch
+        if due and not self._validated(step):
+            self._look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._look(trainer, pl_module)
+
+    def _look(self, trainer: Trainer, pl_module: Any) -> None:
         share_buffers(pl_module)
         if self.validate is None:
             return
@@ -204,6 +220,10 @@ class Record(Callback):
         self._validation_seconds += time.perf_counter() - start
         line = {f"validation/{name}": value for name, value in values.items()}
         self._write({"step": pl_module.steps_done, "epoch": trainer.current_epoch + 1, **line})
+
+    def _validated(self, step: int) -> bool:
+        last = self.lines[-1] if self.lines else {}
+        return last.get("step") == step and any(name.startswith("validation/") for name in last)
 
     def _write(self, line: dict[str, float]) -> None:
         self.lines.append(line)

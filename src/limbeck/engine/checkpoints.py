@@ -136,6 +136,23 @@ class SaveLast(Checkpoint):
         self._release()
 
 
+def _finish_epoch(loop: dict[str, Any]) -> None:
+    """Let a run of steps that was saved at the end of an epoch begin the next one.
+
+    Lightning saves before it counts the epoch as completed. A run of epochs is put right when it goes on; one of steps
+    goes on inside the finished epoch, with a batch more than it has.
+    """
+    epoch = loop["epoch_progress"]
+    if epoch["current"]["processed"] != epoch["current"]["ready"]:
+        return
+    for count in ("current", "total"):
+        epoch[count]["completed"] = epoch[count]["processed"]
+    optimizer = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    parts = (loop["epoch_loop.batch_progress"], loop["epoch_loop.scheduler_progress"])
+    for part in (*parts, optimizer["step"], optimizer["zero_grad"]):
+        part["current"] = dict.fromkeys(part["current"], 0)
+
+
 def _agreed(trainer: Trainer, *flags: bool) -> tuple[bool, ...]:
     """What any process wants, all do: saving takes part of each of them, and their clocks and signals differ."""
     if world_size() == 1:
@@ -174,6 +191,8 @@ class ExactResume(Callback):
         self._state, self._fresh = checkpoint.get("exact_resume"), False
         if self._state is None:
             raise LimbeckError("this checkpoint lacks the state of the random generators: nothing can go on exactly")
+        if trainer.max_steps != -1:
+            _finish_epoch(checkpoint["loops"]["fit_loop"])
         if self._state.get("drawn_by_loader"):
             # A plain DataLoader draws its order when the epoch begins, which a resumed Trainer does long before
             # the first batch.

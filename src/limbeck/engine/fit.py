@@ -64,6 +64,7 @@ def fit(
     epochs: int | None = None,
     steps: int | None = None,
     validate: Validate | None = None,
+    validate_every: int | None = None,
     select: str | None = None,
     select_higher: bool = True,
     out: Path | str | None = None,
@@ -86,7 +87,9 @@ def fit(
         epochs, steps: how long; one of the two.
         validate: gets the distiller in eval mode after every epoch, its student with the weights that forward passes
             see, and returns named numbers.
-        select: the validated name by which the best epoch's weights are kept; the last epoch's by default.
+        validate_every: validate every so many steps too.
+        select: the validated name by which the best epoch's weights are kept, or the best validated step's; the last
+            epoch's by default.
         out: folder of ``last.ckpt`` and ``log.jsonl``; nothing is written without it. A checkpoint that is there
             already is removed unless ``resume`` goes on from it.
         resume: go on from ``out/last.ckpt`` if it is there.
@@ -103,7 +106,7 @@ def fit(
 
     With several processes the loss, its gradients and the log are those of the global batch.
     """
-    _check(epochs, steps, select, validate, out, resume)
+    _check(epochs, steps, select, validate, validate_every, out, resume)
     folder = Path(out) if out is not None else None
     last = folder / "last.ckpt" if folder is not None else None
     if folder is not None:
@@ -116,7 +119,7 @@ def fit(
     judges = [callback for callback in ([best] if best else []) + [*callbacks] if isinstance(callback, Judge)]
     if judges and validate is None:
         raise UserError("validate", "none", "a function that gives what the callbacks judge epochs by")
-    record = Record(folder, log_every, validate, judges)
+    record = Record(folder, log_every, validate, judges, validate_every)
     own: list[Callback] = [record, *([best] if best else [])]
     if stop_when_diverged:
         own.append(StopWhenDiverged(log_every))
@@ -161,11 +164,17 @@ def fit(
 
 
 def _check(
-    epochs: int | None, steps: int | None, select: str | None, validate: Validate | None, out: object, resume: bool
+    epochs: int | None,
+    steps: int | None,
+    select: str | None,
+    validate: Validate | None,
+    validate_every: int | None,
+    out: object,
+    resume: bool,
 ) -> None:
     if (epochs is None) == (steps is None):
         raise UserError("epochs", f"epochs={epochs}, steps={steps}", "exactly one of epochs and steps")
-    for name, value in (("epochs", epochs), ("steps", steps)):
+    for name, value in (("epochs", epochs), ("steps", steps), ("validate_every", validate_every)):
         if value is not None and value < 1:
             raise UserError(name, value, "1 or more")
     if select and validate is None:

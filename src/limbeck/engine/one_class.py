@@ -19,10 +19,12 @@ from limbeck.objectives.base import total
 
 @dataclass(frozen=True)
 class OneClassRecipe:
-    """Adam at a constant rate that falls on plateaus.
+    """Adam at a rate that falls on plateaus.
 
     Attributes:
         epochs: at most.
+        schedule: ``constant``, so that plateaus alone lower the rate, or what :class:`OptimizerSettings` names: where
+            there is no time to wait for plateaus, ``cosine`` brings the rate to zero at the last epoch.
         factor, patience: the rate is multiplied by ``factor`` once more than ``patience`` epochs in a row brought no
             new lowest validation loss; then the count begins anew.
         stop: training ends after that many epochs in a row without one.
@@ -34,11 +36,12 @@ class OneClassRecipe:
     factor: float = 0.1
     patience: int = 5
     stop: int = 10
+    schedule: str = "constant"
 
     @property
     def optimizer(self) -> OptimizerSettings:
         """What the distiller is to be made with."""
-        return OptimizerSettings("adam", self.lr, weight_decay=0.0, schedule="constant")
+        return OptimizerSettings("adam", self.lr, weight_decay=0.0, schedule=self.schedule)
 
     def plateau(self) -> Plateau:
         """The callback that lowers the rate and stops."""

@@ -10,6 +10,7 @@ Every docstring has three lines that ``tools/loss_table.py`` reads for docs/loss
 from __future__ import annotations
 
 from limbeck.losses.classification import cross_entropy, decoupled_kd, logit_standardisation, standardised_kl
+from limbeck.losses.clipping import Ranked, clipped_kl, kept_mass, ranked_classes, window, windowed_kl
 from limbeck.losses.contrastive import info_nce, nt_xent, soft_info_nce, supervised_contrastive
 from limbeck.losses.correlation import dist, dist_inter, dist_intra, pearson_distance, soft_ranks, spearman
 from limbeck.losses.distributions import (
@@ -41,6 +42,7 @@ from limbeck.losses.features import (
     smooth_l1,
     unit_vectors,
 )
+from limbeck.losses.masks import iou_regression, mask_dice, mask_focal, mask_overlap
 from limbeck.losses.noise_contrastive import crd, crd_log_normaliser
 from limbeck.losses.positions import affinity, gram, self_attention_relations
 from limbeck.losses.ranking import list_mle, list_net, margin_mse, pairwise_logistic, plackett_luce
@@ -53,11 +55,14 @@ from limbeck.losses.relations import (
     similarity_preserving,
 )
 from limbeck.losses.score import denoising, score_identity, toward_target
+from limbeck.losses.scores import score_mse, soft_bce
+from limbeck.losses.spans import span_product
 from limbeck.losses.squared import brier, probability_mse
 from limbeck.losses.transport import SinkhornPlan, class_transport, sinkhorn_distance, sinkhorn_plan
 from limbeck.losses.vocabulary import linear_cross_entropy, linear_divergence, linear_sparse_divergence
 
 __all__ = [
+    "Ranked",
     "SinkhornPlan",
     "affinity",
     "amplitude_and_phase",
@@ -67,6 +72,7 @@ __all__ = [
     "characteristic_function",
     "cka",
     "class_transport",
+    "clipped_kl",
     "coarsen",
     "cosine_distance",
     "crd",
@@ -83,8 +89,10 @@ __all__ = [
     "gram",
     "huber",
     "info_nce",
+    "iou_regression",
     "jeffreys",
     "jensen_shannon",
+    "kept_mass",
     "linear_cross_entropy",
     "linear_divergence",
     "linear_sparse_divergence",
@@ -92,6 +100,9 @@ __all__ = [
     "list_net",
     "logit_standardisation",
     "margin_mse",
+    "mask_dice",
+    "mask_focal",
+    "mask_overlap",
     "mean_discrepancy",
     "mse",
     "normalised_l1",
@@ -101,10 +112,12 @@ __all__ = [
     "pearson_distance",
     "plackett_luce",
     "probability_mse",
+    "ranked_classes",
     "reduce_rows",
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
+    "score_mse",
     "score_identity",
     "self_attention_relations",
     "similarity_distribution",
@@ -114,13 +127,17 @@ __all__ = [
     "skewed_kl",
     "skewed_reverse_kl",
     "smooth_l1",
+    "soft_bce",
     "soft_cross_entropy",
     "soft_info_nce",
     "soft_ranks",
+    "span_product",
     "spearman",
     "standardised_kl",
     "supervised_contrastive",
     "total_variation",
     "toward_target",
     "unit_vectors",
+    "window",
+    "windowed_kl",
 ]

@@ -29,6 +29,7 @@ from limbeck.measure.cost import (
 )
 from limbeck.measure.fidelity import agreement, cka, cosine, fidelity_summary, js, kl, neighbour_overlap
 from limbeck.measure.memory import PeakMemory, kept_for_backward, peak_memory
+from limbeck.measure.pairs import pair_quality
 from limbeck.measure.probes import features_of, linear_probe, neighbour_probe
 from limbeck.measure.quality import auc, classification, language_modelling, perplexity, regression, retrieval
 
@@ -65,6 +66,7 @@ __all__ = [
     "neighbour_overlap",
     "neighbour_probe",
     "nll",
+    "pair_quality",
     "parameters",
     "peak_memory",
     "perplexity",

@@ -46,7 +46,7 @@ class SentenceEncoder(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise UserError("pooling", pooling, POOLINGS)
-        limit = _longest(transformer, tokenizer)
+        limit = longest(transformer, tokenizer)
         if max_length is not None and not 1 <= max_length <= limit:
             raise UserError("max_length", max_length, f"1 to {limit}, the positions of the transformer")
         self.transformer, self.tokenizer = transformer, tokenizer
@@ -71,7 +71,7 @@ class SentenceEncoder(nn.Module):
         if not (folder / "config.json").is_file():
             raise UserError("sentence encoder", str(path), "a folder that holds a transformers config.json")
         found = _layout(folder)
-        with _no_bars():
+        with no_bars():
             transformer = transformers.AutoModel.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, **options
             )
@@ -82,7 +82,7 @@ class SentenceEncoder(nn.Module):
             tokenizer,
             pooling=found["pooling"] if pooling is None else pooling,
             normalize=found["normalize"] if normalize is None else normalize,
-            max_length=None if limit is None else min(limit, _longest(transformer, tokenizer)),
+            max_length=None if limit is None else min(limit, longest(transformer, tokenizer)),
         ).eval()
 
     @property
@@ -140,7 +140,7 @@ class SentenceEncoder(nn.Module):
         """Write a folder that ``AutoModel.from_pretrained`` and ``SentenceTransformer`` both open."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        with _no_bars():
+        with no_bars():
             self.transformer.save_pretrained(target)  # type: ignore[operator]
         self._need_tokenizer().save_pretrained(target)
         modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
@@ -199,7 +199,7 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Without transformers' own progress bars, which would break into ours."""
     logging = require("transformers.utils.logging", EXTRA)
     shown = logging.is_progress_bar_enabled()
@@ -248,7 +248,8 @@ def _pooling(config: Mapping[str, Any]) -> str:
     return str(modes[0])
 
 
-def _longest(transformer: nn.Module, tokenizer: Any) -> int:
+def longest(transformer: nn.Module, tokenizer: Any) -> int:
+    """Tokens that positions and tokenizer allow."""
     config = getattr(transformer, "config", None)
     positions = int(getattr(config, "max_position_embeddings", 0) or 0)
     # RoBERTa numbers its positions from behind the padding index.

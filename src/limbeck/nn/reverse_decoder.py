@@ -93,11 +93,11 @@ class Link(nn.Module):
 
     def __init__(self, shape: Shape, target: Shape) -> None:
         super().__init__()
-        self.size = (int(target[1]), int(target[2]))
+        self.cells = 2 ** _halvings(shape, target)
         self.bring, self.gate = conv_relu_norm(shape[0], target[0], 3), RowSoftmaxGate(target[0])
 
     def forward(self, tap: Tensor) -> Tensor:
-        gated: Tensor = self.gate(functional.adaptive_avg_pool2d(self.bring(tap), self.size))
+        gated: Tensor = self.gate(functional.avg_pool2d(self.bring(tap), self.cells))
         return gated
 
 

@@ -10,9 +10,12 @@ from limbeck.objectives.features import (
     LevelCosine,
     SimilarityDistribution,
 )
+from limbeck.objectives.language import ClippedKL, DataCrossEntropy, SpanProduct, same_span
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
+from limbeck.objectives.masks import PromptedMasks
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
 from limbeck.objectives.reconstruction import MaskedReconstruction
+from limbeck.objectives.scores import ScoreBCE, ScoreMSE, ScoreObjective
 from limbeck.objectives.supervised import Brier, CrossEntropy, TargetMSE
 from limbeck.objectives.text import parse_objective
 
@@ -23,8 +26,10 @@ __all__ = [
     "KL",
     "AskTeacher",
     "Brier",
+    "ClippedKL",
     "Cosine",
     "CrossEntropy",
+    "DataCrossEntropy",
     "FeatureMSE",
     "FeatureObjective",
     "InfoNCE",
@@ -35,14 +40,20 @@ __all__ = [
     "Needs",
     "Objective",
     "ProbabilityMSE",
+    "PromptedMasks",
     "ReverseKL",
     "Scaled",
+    "ScoreBCE",
+    "ScoreMSE",
+    "ScoreObjective",
     "SimilarityDistribution",
+    "SpanProduct",
     "Sum",
     "TargetMSE",
     "WeightNorm",
     "parse_objective",
     "row_options",
+    "same_span",
     "total",
     "with_weight_norm",
 ]

@@ -53,9 +53,10 @@ class MaskedReconstruction(Objective):
 
 
 def images_of(batch: Batch) -> Tensor:
-    """The images of a batch whose input is a tensor, or arguments of which one is called ``pixel_values``."""
+    """The images of a batch whose input is a tensor, or arguments of which one is ``pixel_values`` or ``image``."""
     given = batch["input"]
-    images = given.get("pixel_values") if isinstance(given, Mapping) else given
+    images = given.get("pixel_values", given.get("image")) if isinstance(given, Mapping) else given
     if not isinstance(images, Tensor):
-        raise UserError("batch input", sorted(given) if isinstance(given, Mapping) else type(given), "pixel_values")
+        shown = sorted(given) if isinstance(given, Mapping) else type(given)
+        raise UserError("batch input", shown, "images, or arguments with pixel_values or image")
     return images

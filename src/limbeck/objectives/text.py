@@ -11,6 +11,7 @@ from limbeck.errors import UserError
 from limbeck.objectives.base import Objective
 from limbeck.objectives.features import Cosine, FeatureMSE, SimilarityDistribution
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, ProbabilityMSE, ReverseKL
+from limbeck.objectives.scores import ScoreBCE, ScoreMSE
 from limbeck.objectives.supervised import Brier, CrossEntropy, TargetMSE
 from limbeck.schedules import Cosine as CosineSchedule
 from limbeck.schedules import Linear, Schedule
@@ -28,6 +29,8 @@ NAMES: dict[str, Callable[..., Objective]] = {
     "cosine": Cosine,
     "feature_mse": FeatureMSE,
     "similarity": SimilarityDistribution,
+    "score_bce": ScoreBCE,
+    "score_mse": ScoreMSE,
 }
 SCHEDULES: dict[str, Callable[..., Schedule]] = {"linear": Linear, "cosine_schedule": CosineSchedule}
 _FORM = "sums of terms such as 0.9 * kl(temperature=4)"

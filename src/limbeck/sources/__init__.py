@@ -3,8 +3,22 @@
 from limbeck.sources.average import Average
 from limbeck.sources.base import Source
 from limbeck.sources.cached import Cached
+from limbeck.sources.continued import Continued
 from limbeck.sources.live import Live
+from limbeck.sources.pseudo_labels import PseudoLabels
 from limbeck.sources.stored import ClassVectors, Given, Table
 from limbeck.sources.student import EMA, Snapshot
 
-__all__ = ["EMA", "Average", "Cached", "ClassVectors", "Given", "Live", "Snapshot", "Source", "Table"]
+__all__ = [
+    "EMA",
+    "Average",
+    "Cached",
+    "ClassVectors",
+    "Continued",
+    "Given",
+    "Live",
+    "PseudoLabels",
+    "Snapshot",
+    "Source",
+    "Table",
+]

@@ -72,6 +72,10 @@ class Table(Source):
         signals = pick(self._signals, tuple(needs) or tuple(self._signals), "teacher")
         return {name: value[rows.to(value.device)] for name, value in signals.items()}
 
+    def __len__(self) -> int:
+        """Samples of the table."""
+        return len(self._ids)
+
     def fingerprint(self) -> str:
         return fingerprint_tensors({"ids": self._ids, **self._signals})
 

@@ -176,7 +176,7 @@ class MaskedFashion(Testbed):
             encoder = ViT(SIZE, PATCH, sizes.width, sizes.depth, sizes.heads)
             return MaskedAutoencoder(encoder, width=sizes.decoder_width, depth=sizes.decoder_depth, heads=2)
 
-        return seeded(build, seed)  # type: ignore[return-value]
+        return seeded(build, seed)
 
     def student(self, seed: int = 0) -> MaskedAutoencoder:
         """See :class:`Testbed`."""
@@ -222,7 +222,7 @@ class MaskedFashion(Testbed):
 
     def classifier(self, model: MaskedAutoencoder, seed: int = 0) -> ViTClassifier:
         """A classifier around the encoder itself, with a fresh head."""
-        return seeded(lambda: ViTClassifier(model.encoder, self.num_classes), seed)  # type: ignore[return-value]
+        return seeded(lambda: ViTClassifier(model.encoder, self.num_classes), seed)
 
     def loader(self, samples: Split, recipe: Pretraining, seed: int | None = None) -> TensorLoader:
         """Batches for masked pre-training: shifted, mirrored images and the noise of their masks."""

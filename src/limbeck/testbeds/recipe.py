@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
+from limbeck.cache import Manifest, write_cache
+from limbeck.cache.manifest import FILE as MANIFEST
 from limbeck.data.augmentation import CropFlip
 from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
 from limbeck.data.store import cache_folder, content_hash, file_sha256, locked, written_aside
-from limbeck.signals import run_network
+from limbeck.signals import Batch, run_network
+from limbeck.sources import Cached, Source
 
 _log = logging.getLogger(__name__)
+Built = TypeVar("Built", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def warm_cosine(progress: float, warm: float = 0.05) -> float:
     return 0.5 * (1 + float(torch.cos(torch.tensor(rest * torch.pi))))
 
 
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(build: Callable[[], Built], seed: int) -> Built:
     """A network whose initial weights are a function of ``seed``; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -109,8 +113,8 @@ def kept_weights(
             made = make(build())
             with written_aside(folder) as aside:
                 aside.mkdir()
-                state = {key: value.contiguous() for key, value in made.state_dict().items()}
-                save_file(state, aside / "model.safetensors")
+                # Not save_file: language models tie their embeddings.
+                save_model(made, str(aside / "model.safetensors"))
                 manifest = {
                     "content": dict(content),
                     "sha256": file_sha256(aside / "model.safetensors"),
@@ -119,7 +123,7 @@ def kept_weights(
                 }
                 (aside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     model = build()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    load_model(model, folder / "model.safetensors")
     return frozen(model)
 
 
@@ -146,6 +150,21 @@ def kept_tensors(name: str, content: Mapping[str, Any], make: Callable[[], dict[
                 save_file(made, aside)
     kept: dict[str, Tensor] = load_file(path)
     return kept
+
+
+def kept_signals(
+    name: str, source: Source, batches: Iterable[Batch], needs: Collection[str], fingerprint: Mapping[str, str]
+) -> Cached:
+    """A teacher's answers in the teacher cache, asked for once; ``fingerprint`` says what else decides them.
+
+    The folder is named after the teacher's weights and ``fingerprint``; a cache of others is refused, not read.
+    """
+    whole = {"teacher": source.fingerprint(), **fingerprint}
+    folder = cache_folder("signals") / f"{name}-{content_hash({**whole, 'needs': sorted(needs)})[:16]}"
+    with locked(folder.name):
+        if not (folder / MANIFEST).is_file() or not Manifest.load(folder).complete:
+            write_cache(source, batches, folder, needs, fingerprint=fingerprint)
+    return Cached(folder, expect=whole)
 
 
 def _intact(folder: Path) -> bool:

@@ -1,7 +1,8 @@
 """Surfaces with defects that somebody else made: simulated textiles, and photos of solar cells.
 
 ``plain``: 250 x 250 images of a stochastic textile surface, **simulated** by the authors of the set; a local defect is
-a patch of some ten pixels from another process, a global one another direction and grain of the whole. No masks.
+a patch of some ten pixels from another process, a global one another direction and grain of the whole. No masks. The
+last row and column of every image are white, whatever its kind; they are cut off, and nothing is resized.
 ``solar``: **real** electroluminescence photos of polycrystalline solar cells; good ones have the defect probability 0,
 defective ones 1 (the unsure third between is left out). No masks. Cells of one module are alike and nobody says which
 belong together, so that good test cells may come from modules that were trained on.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -30,29 +31,38 @@ _TEXTILES, _CELLS = "conformal-clip-data", "elpv-dataset"
 
 @dataclass(frozen=True)
 class Regime:
-    """Images of each kind: ``good`` to learn from, ``test`` good ones and per kind of defect, ``side`` in pixels."""
+    """Images of each kind: ``good`` to learn from, ``test`` good ones and per kind of defect.
+
+    ``side`` in pixels is what an image is resized to, or, with ``cut``, what is kept of its upper left; ``across``
+    tiles stand side by side, and overlap where they do not fit. ``score`` of an image from its map is the mean where a
+    defect may be one of the whole image.
+    """
 
     about: str
     artefact: str
     good: int
     test: int
     side: int
+    across: int
+    cut: bool = False
+    score: str = "max"
 
 
 class SurfaceImages(AnomalyTestbed):
-    """See the module. Every image becomes ``(side / 64)^2`` tiles."""
+    """See the module. Every image becomes ``across^2`` tiles."""
 
     name = "surfaces"
     regimes: ClassVar[Mapping[str, Regime]] = {
-        "plain": Regime("simulated textiles, local and global defects", _TEXTILES, 14, 20, 256),
-        "solar": Regime("real photos of solar cells", _CELLS, 60, 60, 128),
+        "plain": Regime("simulated textiles, local and global defects", _TEXTILES, 30, 20, 249, 4, True, "mean"),
+        "solar": Regime("real photos of solar cells", _CELLS, 180, 60, 128, 2),
     }
 
     def __init__(self, regime: str = "plain", size: Size = "full") -> None:
         super().__init__(regime, size)
         chosen = self.regimes[regime]
-        small = Regime(chosen.about, chosen.artefact, 12, 3, TILE)
+        small = replace(chosen, good=12, test=3, side=TILE, across=1)
         self.plan: Regime = chosen if size == "full" else small
+        self.score = chosen.score
 
     def data_hashes(self) -> dict[str, str]:
         """Of the set, the backbone and the photos that it is checked with."""
@@ -75,11 +85,8 @@ class SurfaceImages(AnomalyTestbed):
             start = (plan.good if number == 0 else 0) + part * plan.test
             test += paths[start : start + plan.test]
             kind += [number] * plan.test
-        tiles = (plan.side // TILE) ** 2
-        return Surfaces(
-            _tiles(tuple(good[: plan.good]), plan.side), _tiles(tuple(test), plan.side), torch.tensor(kind),
-            tuple(pools), tiles=tiles,
-        )  # fmt: skip
+        learnt, judged = (_tiles(tuple(paths), plan.side, plan.across, plan.cut) for paths in (good[: plan.good], test))
+        return Surfaces(learnt, judged, torch.tensor(kind), tuple(pools), tiles=plan.across**2)
 
 
 @cache
@@ -102,10 +109,11 @@ def _pools(folder: Path, cells: bool) -> dict[str, list[Path]]:
 
 
 @cache
-def _tiles(paths: tuple[Path, ...], side: int) -> Tensor:
-    made = []
+def _tiles(paths: tuple[Path, ...], side: int, across: int, cut: bool) -> Tensor:
+    made, places = [], torch.linspace(0, side - TILE, across).round().long().tolist()
     for path in paths:
-        picture = Image.open(path).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        made.append(pixels.unfold(1, TILE, TILE).unfold(2, TILE, TILE).permute(1, 2, 0, 3, 4).flatten(0, 1))
-    return torch.cat(made)
+        picture = Image.open(path).convert("RGB")
+        fitted = picture.crop((0, 0, side, side)) if cut else picture.resize((side, side), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
+        made += [pixels[:, top : top + TILE, left : left + TILE] for top in places for left in places]
+    return torch.stack(made)

@@ -1,0 +1,119 @@
+"""Writing with a causal language model: sampled or greedy, from any prefix, the same in every batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.data.views import uniform
+from limbeck.errors import UserError
+from limbeck.language.sequences import Sequences, left_aligned, positions
+from limbeck.nn.mode import evaluating
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    given: Sequences,
+    *,
+    length: int,
+    end: int | None,
+    pad: int,
+    views: Tensor | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Sequences:
+    """Let a transformers causal model write the answers on, with its cache of keys and values.
+
+    Token k of a row is chosen with the k-th number of that row's ``view`` (:mod:`limbeck.data.views`). So a sample does
+    not depend on the other rows, on the order, or on the process; and going on from the beginning of a sample with its
+    own view gives that sample again. (Rounding differs between batch shapes; it moves a choice once in millions.)
+
+    Args:
+        model: in any mode; it writes in evaluation mode and without gradient.
+        given: prompts. What their answers hold already is a prefix to go on from, of any length per row. A prefix that
+            ends with ``end`` is left as it is.
+        length: tokens of an answer at most, prefix included.
+        end: token that ends a text; None for a model without one. pad: filler behind it.
+        views: int64 ``[B]`` for samples; None for the most probable token at every place.
+        temperature, top_p: of the samples.
+
+    Returns:
+        The prompts with answers ``[B, A]``, A at most ``length``.
+    """
+    if not temperature > 0:
+        raise UserError("temperature", temperature, "a positive number; views=None takes the most probable token")
+    if not 0 < top_p <= 1:
+        raise UserError("top_p", top_p, "above 0, at most 1")
+    rows, written = len(given), given.lengths.clone()
+    answer = given.answer.new_full((rows, max(length, given.answer.shape[1])), pad)
+    answer[:, : given.answer.shape[1]] = torch.where(given.answer_mask, given.answer, pad)
+    done = written >= length
+    if end is not None and given.answer.shape[1]:
+        last = given.answer.gather(1, (written - 1).clamp_min(0)[:, None]).squeeze(1)
+        done = done | ((written > 0) & (last == end))
+    ids, mask = left_aligned(*given.joined())
+    place, cache = positions(mask), None
+    everyone = torch.arange(rows, device=ids.device)
+    with evaluating(model):
+        while not bool(done.all()):
+            logits, cache = _next(model, ids, mask, place, cache)
+            numbers = None if views is None else uniform(views, written)
+            chosen = choose(logits, numbers, temperature=temperature, top_p=top_p)
+            live = ~done
+            answer[everyone[live], written[live]] = chosen[live]
+            written = written + live
+            done = done | (written >= length)
+            if end is not None:
+                done = done | (live & (chosen == end))
+            ids = torch.where(live, chosen, pad)[:, None]
+            mask = torch.cat([mask, live[:, None]], 1)
+            place = place[:, -1:] + 1
+    width = max(int(written.max()), 1)
+    present = torch.arange(width, device=ids.device) < written[:, None]
+    return given.with_answers(answer[:, :width], present)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The settings of :func:`generate` for one tokenizer and task, as a function of model, texts and views."""
+
+    length: int
+    end: int | None
+    pad: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __call__(self, model: nn.Module, given: Sequences, views: Tensor | None = None) -> Sequences:
+        """Write on from ``given``; greedily without views."""
+        return generate(
+            model, given, length=self.length, end=self.end, pad=self.pad, views=views,
+            temperature=self.temperature, top_p=self.top_p,
+        )  # fmt: skip
+
+
+def choose(logits: Tensor, numbers: Tensor | None, *, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """A token per row of ``logits`` ``[B, V]``: where ``numbers`` ``[B]`` in [0, 1) fall, or the most probable one."""
+    if numbers is None:
+        return logits.argmax(dim=-1)
+    probability = (logits.double() / temperature).softmax(dim=-1)
+    if top_p < 1:
+        ranked, order = probability.sort(dim=-1, descending=True, stable=True)
+        before = ranked.cumsum(-1) - ranked
+        probability = torch.zeros_like(probability).scatter(-1, order, ranked.masked_fill(before >= top_p, 0.0))
+    total = probability.cumsum(dim=-1)
+    wanted = numbers.to(total) * total[:, -1]
+    # right=True, so that a class without mass is never chosen.
+    found = torch.searchsorted(total, wanted[:, None], right=True).squeeze(-1)
+    return found.clamp_max(logits.shape[-1] - 1)
+
+
+def _next(model: nn.Module, ids: Tensor, mask: Tensor, place: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    found = model(
+        input_ids=ids, attention_mask=mask.long(), position_ids=place, past_key_values=cache, use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    return found.logits[:, -1], found.past_key_values

@@ -1,0 +1,11 @@
+"""The experiments of multi-granularity: the method and its rivals, what correction does to text, and a real model."""
+
+from __future__ import annotations
+
+from limbeck.experiment import Experiment
+
+from .docstrings import Docstrings
+from .smollm2 import SmolLM2
+from .texts import Texts
+
+EXPERIMENTS: dict[str, type[Experiment]] = {"docstrings": Docstrings, "texts": Texts, "smollm2": SmolLM2}
