@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from limbeck.cache.build import position_mask, write_cache
-from limbeck.cache.codecs import Codec, codec
+from limbeck.cache.codecs import codec
+from limbeck.cache.contract import Codec
 from limbeck.cache.errors import (
     BadSignals,
     CacheError,
