@@ -115,13 +115,13 @@ class TopK(Codec):
     def __init__(self, k: int, dtype: torch.dtype = torch.float16) -> None:
         if k < 1:
             raise UserError("codec", f"topk:{k}", "topk:K with K of at least 1")
-        self.k, self.dtype = k, dtype
+        self.most, self.dtype = k, dtype
         self.name = f"topk:{k}" + ("" if dtype == torch.float16 else f":{str(dtype).removeprefix('torch.')}")
         self.unit = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
         self.error = f"{self.unit:.3g} * |smallest kept log-probability|; the rest is spread evenly"
 
     def encode(self, value: Tensor | SparseLogits) -> dict[str, Tensor]:
-        sparse = most_probable(value, self.k, self.name)
+        sparse = most_probable(value, self.most, self.name)
         values = sparse.values
         if self.dtype == torch.float16:
             # A log-probability below float16's range is no probability at all in float32 either.
@@ -141,7 +141,7 @@ class TopK(Codec):
 
     def bound(self, value: Tensor) -> Tensor:
         """Of the kept log-probabilities, in falling order: ``[..., k]``."""
-        kept = value.double().log_softmax(-1).topk(self.k, dim=-1).values
+        kept = value.double().log_softmax(-1).topk(self.most, dim=-1).values
         rounding = 8 * torch.finfo(torch.float32).eps * (1 + value.double().abs().amax(-1, keepdim=True))
         return (kept.abs().amax(-1, keepdim=True) * self.unit + 2**-24 + rounding).expand_as(kept)
 
