@@ -77,7 +77,8 @@ class CacheReader:
         keys = [load_keys(self.place, shard, bool(manifest.views)) for shard in manifest.shards]
         none = numpy.zeros(0, dtype=numpy.int64)
         self._ids = numpy.concatenate([none, *(ids for ids, _ in keys)])
-        self._index = Index(self._ids, numpy.concatenate([none, *(views for _, views in keys)]))
+        self._seeds = numpy.concatenate([none, *(views for _, views in keys)])
+        self._index = Index(self._ids, self._seeds)
         self._starts = numpy.cumsum([0, *(shard.rows for shard in manifest.shards)])
 
     def verify(self) -> None:
@@ -101,6 +102,10 @@ class CacheReader:
     def ids(self) -> Tensor:
         """Sample ids in the order of writing; an id stands once per view."""
         return torch.from_numpy(self._ids.copy())
+
+    def views(self) -> Tensor | None:
+        """View seeds row for row with :meth:`ids`; None where the cache has none."""
+        return torch.from_numpy(self._seeds.copy()) if self.manifest.views else None
 
     def contains(self, ids: Tensor, views: Tensor | None = None) -> Tensor:
         """Which samples are there: bool ``[B]``, on the CPU."""

@@ -51,6 +51,7 @@ class CacheWriter:
         part: number of this writer, and of how many, where several write one cache side by side: each in a folder of
             its own inside, with its own lock. Samples that any of them had when this one began count as done.
             Readers see all parts as one; :func:`~limbeck.cache.merge` makes them one.
+        alone: what the parts in the folder have does not count as done; for merging them.
         verify: how the shards of an earlier writer are checked: ``full`` (checksums) or ``size``. Torn ones
             are dropped and their samples count as not done.
 
@@ -69,6 +70,7 @@ class CacheWriter:
         shard_bytes: int = 256 * 2**20,
         ragged: Collection[str] = (),
         part: tuple[int, int] | None = None,
+        alone: bool = False,
         verify: str = "full",
     ) -> None:
         if shard_rows < 1:
@@ -85,20 +87,26 @@ class CacheWriter:
         self.folder = self.place.folder
         self.dropped: tuple[str, ...] = ()
         self.ragged = frozenset(ragged)
-        self._codecs = codecs
+        self._codecs, self._fingerprint = codecs, dict(fingerprint)
         self._shard_rows, self._shard_bytes = shard_rows, shard_bytes
         self._pending: list[Rows] = []
         self._failed, self._process = False, os.getpid()
         root.make()
         _refuse_foreign(root)
+        # Before a part is begun: one that is refused may not stand among the others.
+        others = None if alone else self._others(root, name)
         self.place.make()
         self._lock: Lock | None = self.place.lock()
         try:
-            self.manifest = self._open(dict(fingerprint), verify)
+            self.manifest = self._open(verify)
             if part is not None:
                 self.manifest.writers = part[1]
             keys = [load_keys(self.place, shard, bool(self.manifest.views)) for shard in self.manifest.shards]
-            self._done = Done(keys + self._others(root, name, dict(fingerprint)))
+            if others is not None:
+                keys += [load_keys(root, shard, bool(others.views)) for shard in others.shards]
+                if not self.manifest.signals:
+                    self.manifest.signals, self.manifest.views = others.signals, others.views
+            self._done = Done(keys)
         except BaseException:
             self._lock.release()
             raise
@@ -152,6 +160,22 @@ class CacheWriter:
             self.flush()
         return int(fresh.sum())
 
+    def take(self, content: bytes, keys: Int64, seeds: Int64, manifest: Manifest) -> int:
+        """Add a shard of another cache as it is, unless all of its samples are there; ``manifest`` is that cache's.
+
+        Returns:
+            The number of its samples, 0 if it was left out.
+        """
+        self._check_open()
+        self.refuse_other(manifest)
+        # What is in memory only does not count: this shard is written now.
+        if not len(keys) or self._done(keys, seeds).all():
+            return 0
+        self.manifest.signals, self.manifest.views = manifest.signals, manifest.views
+        self._enter(content, len(keys))
+        self._done.add(keys, seeds)
+        return len(keys)
+
     def done(self, ids: Tensor, views: Tensor | None = None) -> Tensor:
         """Which of the samples are written or about to be: bool ``[B]``."""
         return torch.from_numpy(self._done(*self._keys(ids, views)))
@@ -198,17 +222,17 @@ class CacheWriter:
         with contextlib.suppress(Exception):
             self.close()
 
-    def _open(self, fingerprint: dict[str, str], verify: str) -> Manifest:
+    def _open(self, verify: str) -> Manifest:
         place = self.place
         for name in place.names():
             if name.endswith(ASIDE):
                 place.remove(name)
         if not place.has(FILE):
-            manifest = Manifest(fingerprint)
+            manifest = Manifest(dict(self._fingerprint))
             manifest.save(place)
         else:
             manifest = Manifest.load(place)
-            self._refuse_other(manifest, fingerprint)
+            self.refuse_other(manifest)
         check = manifest.check_content if verify == "full" else manifest.check_size
         wrong = {shard: reason for shard in manifest.shards if (reason := check(place, shard))}
         self.dropped = tuple(wrong.values())
@@ -223,19 +247,24 @@ class CacheWriter:
                 place.remove(name)
         return manifest
 
-    def _others(self, root: Place, mine: str, fingerprint: dict[str, str]) -> list[tuple[Int64, Int64]]:
-        """Samples that other writers have, whose cache this must be."""
-        if not any(name.startswith(PART) and name != mine or name == FILE and mine for name in root.names()):
-            return []
-        found = Manifest.gather(root, leave=mine) if mine else Manifest.gather(root)
-        self._refuse_other(found, fingerprint)
-        if not self.manifest.signals:
-            self.manifest.signals, self.manifest.views = found.signals, found.views
-        shards = found.shards if mine else [shard for shard in found.shards if shard.file.startswith(PART)]
-        return [load_keys(root, shard, bool(found.views)) for shard in shards]
+    def _others(self, root: Place, mine: str) -> Manifest | None:
+        """What other writers have in the same cache; None if there are none."""
+        places = [root.part(name) for name in root.names() if name.startswith(PART) and name != mine]
+        if not any(place.has(FILE) for place in (places + [root] if mine else places)):
+            return None
+        found = Manifest.gather(root, leave=mine)
+        self.refuse_other(found)
+        if not mine:
+            found.shards = [shard for shard in found.shards if shard.file.startswith(PART)]
+        return found
 
-    def _refuse_other(self, manifest: Manifest, fingerprint: dict[str, str]) -> None:
-        manifest.expect(self.folder, {**dict.fromkeys(manifest.fingerprint, "none"), **fingerprint})
+    def refuse_other(self, manifest: Manifest) -> None:
+        """Refuse a cache of another teacher, data or codec.
+
+        Raises:
+            StaleCache: naming what differs.
+        """
+        manifest.expect(self.folder, {**dict.fromkeys(manifest.fingerprint, "none"), **self._fingerprint})
         for name, spec in manifest.signals.items():
             wanted = self._codec_name(name, getattr(torch, spec.dtype))
             if spec.codec != codec(wanted).name:
@@ -301,9 +330,14 @@ class CacheWriter:
             count -= len(head)
         tensors = Rows.tensors(taken, bool(self.manifest.views))
         content = safetensors.torch.save(tensors, {"format": "limbeck-cache"})
+        self._enter(content, sum(map(len, taken)))
+        self._pending = rest
+
+    def _enter(self, content: bytes, rows: int) -> None:
+        """Write a shard and enter it into the manifest."""
         digest = hashlib.sha256(content).hexdigest()
         last = max((int(shard.file.partition("-")[0]) for shard in self.manifest.shards), default=-1)
-        shard = Shard(f"{last + 1:06d}-{digest[:12]}{SUFFIX}", sum(map(len, taken)), len(content), digest)
+        shard = Shard(f"{last + 1:06d}-{digest[:12]}{SUFFIX}", rows, len(content), digest)
         try:
             self.place.write(shard.file, content)
             self.manifest.shards.append(shard)
@@ -312,7 +346,6 @@ class CacheWriter:
         except BaseException:
             self._failed = True
             raise
-        self._pending = rest
 
     def _check_open(self) -> None:
         if self._lock is None or self._failed:
