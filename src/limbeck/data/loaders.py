@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.data.split import Input, input_length, take
-from limbeck.data.views import epoch_seed, view_seeds
+from limbeck.data.views import epoch_seed, numbered_views, view_numbers, view_seeds
 from limbeck.errors import UserError
 
 # Texts are sorted by length inside windows of this many batches: long enough for little padding, short enough
@@ -46,6 +46,8 @@ class TensorLoader:
         transform: ``batch -> batch``, called last. The batch then also holds ``view``: an int64 seed per
             sample that depends on (seed, epoch, id) alone, from which an augmentation draws (see
             ``data.augmentation``).
+        views: every sample has so many views and shows them in turn, so that a cache can hold them all; without it,
+            a new one every epoch. Which seeds these are depends on the sample alone, not on ``seed``.
         collate: turns the list of texts or graphs of a batch into a tensor or a mapping of tensors (a tokenizer,
             ``data.graphs.collate``).
         lengths: length of every sample. Batches then hold samples of similar length, which saves padding; the
@@ -63,6 +65,7 @@ class TensorLoader:
         seed: int = 0,
         drop_last: bool = False,
         transform: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+        views: int | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         rank: int = 0,
@@ -70,7 +73,7 @@ class TensorLoader:
     ) -> None:
         self.columns = _columns(data)
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
-        self.transform, self.collate = transform, collate
+        self.transform, self.views, self.collate = transform, views, collate
         self.lengths = None if lengths is None else torch.as_tensor(lengths)
         self.rank, self.world_size = rank, world_size
         self._check()
@@ -122,6 +125,13 @@ class TensorLoader:
         """The next epoch's first batch, without moving the state: for dry runs and for measuring."""
         return self._batch(self.order(self._epoch)[0], self._epoch, 0)
 
+    def every_view(self) -> Iterator[dict[str, Any]]:
+        """Batches of all views of all samples, each once and in the order of the data, for filling a cache."""
+        count = self.views or 1
+        for epoch in range(count):
+            for position, index in enumerate(torch.arange(self.samples).split(self.batch_size)):
+                yield self._batch(index, epoch, position)
+
     def order(self, epoch: int) -> list[Tensor]:
         """Positions of the samples of every global batch of ``epoch``."""
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
@@ -171,13 +181,17 @@ class TensorLoader:
 
     def _views(self, ids: Tensor, epoch: int, draws: Tensor) -> Tensor:
         """View seeds; ``draws`` are the samples' places in the epoch, of which seeds are to be independent here."""
-        return view_seeds(self.seed, epoch, ids)
+        if self.views is None:
+            return view_seeds(self.seed, epoch, ids)
+        return numbered_views(ids, view_numbers(self.seed, epoch, ids, self.views))
 
     def _check(self) -> None:
         if self.samples == 0:
             raise UserError("data", "no samples", "at least one sample")
         if self.batch_size < 1:
             raise UserError("batch_size", self.batch_size, "1 or more")
+        if self.views is not None and (self.views < 1 or self.transform is None):
+            raise UserError("views", self.views, "1 or more, with a transform that draws them")
         if self.drop_last and self.batch_size > self.samples:
             raise UserError("batch_size", self.batch_size, f"at most {self.samples} samples with drop_last")
         if not 0 <= self.rank < self.world_size:
