@@ -341,7 +341,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 _USAGE = {
     "show": "SLUG ", "run": "SLUG ", "new": "SLUG FAMILY ", "export": "RUN ", "measure": "RUN ", "report": "RUN ",
     "site": "OUT ",
-    "cache": "(--teacher REF --data REF --out DIR | show | verify | merge | recode) [DIR ...] ", "data": "[list | get | verify] [NAME ...] ",
+    "cache": "(--teacher REF --data REF --out DIR | show | verify | merge | recode) [DIR ...] ",
+    "data": "[list | get | verify] [NAME ...] ",
 }  # fmt: skip
 _ACTIONS = {"data": ("list", "get", "verify"), "cache": ("write", "show", "verify", "merge", "recode")}
 _BY_HAND: set[str | int] = {"action", "names", "folders"}
@@ -368,7 +369,9 @@ def parser() -> Any:
         if name in _ACTIONS:
             actions = _ACTIONS[name]
             sub.add_argument("action", nargs="?", choices=actions, default=actions[0], help="what to do")
-            objects = {"data": ("names", "which artefacts, for get and verify"), "cache": ("folders", "of caches")}[name]
+            objects = {"data": ("names", "which artefacts, for get and verify"), "cache": ("folders", "of caches")}[
+                name
+            ]
             sub.add_argument(objects[0], nargs="*", help=objects[1])
         sub.add_function_arguments(function, None, as_positional=name != "cache", skip=_BY_HAND)
         commands.add_subcommand(name, sub, help=(function.__doc__ or "").partition("\n")[0])

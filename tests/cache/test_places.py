@@ -7,7 +7,17 @@ import fsspec
 import pytest
 import torch
 
-from limbeck.cache import CacheReader, ForeignCache, LockedCache, StaleCache, TornCache, merge, show, verify, write_cache
+from limbeck.cache import (
+    CacheReader,
+    ForeignCache,
+    LockedCache,
+    StaleCache,
+    TornCache,
+    merge,
+    show,
+    verify,
+    write_cache,
+)
 from limbeck.cache.places import Local, Remote, place_of
 from limbeck.errors import UserError
 from tests.cache.helpers import Formula, batches, logits_of

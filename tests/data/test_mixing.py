@@ -90,7 +90,11 @@ def test_a_partner_comes_from_the_data_and_labels_are_shares_of_pixels(kind: str
 @pytest.mark.parametrize("kind", ["cutmix", "mixup"])
 def test_a_mixed_view_does_not_depend_on_its_batch(kind: str) -> None:
     mix = partners(kind, probability=1.0, augment=CropFlip(2))
-    given = {"input": torch.rand(12, 1, 8, 8), "target": torch.arange(12) % 10, "view": view_seeds(1, 2, torch.arange(12))}
+    given = {
+        "input": torch.rand(12, 1, 8, 8),
+        "target": torch.arange(12) % 10,
+        "view": view_seeds(1, 2, torch.arange(12)),
+    }
     whole = mix(given)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     for rows in (order, order[:5], order[-1:]):

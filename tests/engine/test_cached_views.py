@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,48 @@ def test_live_and_cached_training_with_augmentation_are_the_same_bit_for_bit(tmp
     assert one[0] == other[0]
     assert torch.equal(one[1], other[1])
     assert len(set(one[0])) == len(one[0]) == (VIEWS + 1) * 3
+
+
+def test_reading_ahead_changes_nothing_and_happens_in_a_thread(tmp_path: Path) -> None:
+    write_cache(Live(network(8, 0)), loader().every_view(), tmp_path, codec="float32")
+    cached, threads = Cached(tmp_path), set()
+    attach = cached.attach(("logits",))
+
+    def noted(batch: dict[str, Any]) -> dict[str, Any]:
+        threads.add(threading.current_thread().name)
+        return attach(batch)
+
+    plain, ahead = loader(), loader(ahead=noted)
+    for epoch in range(2):
+        for one, other in zip(plain, ahead, strict=True):
+            assert torch.equal(one["input"], other["input"])
+            assert plain.state_dict() == ahead.state_dict()
+            # What was read ahead is used: the reader is not asked again.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(cached, "_read", None)
+                found = cached(other, ("logits",))
+            assert torch.equal(found["logits"], cached(one, ("logits",))["logits"])
+        assert ahead.epoch == epoch + 1
+    assert all(name.startswith("limbeck-ahead") for name in threads)
+    first = next(iter(ahead))
+    resumed = loader(ahead=noted)
+    resumed.load_state_dict(ahead.state_dict())
+    rest = [one["id"] for one in resumed]
+    whole = loader()
+    whole.set_epoch(2)
+    assert torch.equal(torch.cat([first["id"], *rest]), torch.cat([one["id"] for one in whole]))
+    assert threading.active_count() < 10
+
+
+def test_an_error_ahead_comes_with_its_batch_and_a_fallback_is_left_its_work(tmp_path: Path) -> None:
+    live = Live(network(8, 0))
+    batches = list(loader().every_view())
+    write_cache(live, batches[:1], tmp_path, codec="float32")
+    with pytest.raises(MissingSamples):
+        list(loader(ahead=Cached(tmp_path).attach()))
+    both = Cached(tmp_path, fallback=live)
+    found = [("ready" in batch, both(batch, ("logits",))) for batch in loader(ahead=both.attach())]
+    assert not all(ready for ready, _ in found)
 
 
 def test_every_epoch_shows_another_view_until_all_were_seen() -> None:

@@ -85,7 +85,7 @@ def write_cache(
             if progress is not None:
                 progress(seen, added)
         if not seen:
-            raise EmptyCache(folder, "there was no sample to write", "check the data and its selection")
+            raise EmptyCache(writer.folder, "there was no sample to write", "check the data and its selection")
         return writer.finish()
 
 

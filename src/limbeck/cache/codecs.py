@@ -1,5 +1,5 @@
-"""How a signal lies on disk: exact, cast to a shorter float, int8 with scales, or the most probable classes, plainly
-(``topk``) or packed into a third of the bytes (``packed``, ``mass``, ``above``).
+"""How a signal lies on disk: exact, cast to a shorter float, in 8 or 4 bits with scales, as words of a codebook, or the
+most probable classes, plainly (``topk``) or packed into less than half of the bytes (``packed``, ``mass``, ``above``).
 
 A codec sees rows (samples, or positions of a ragged signal) along the first axis and gives parts with the
 same first axis, so that any selection of rows can be gathered before it is decoded.
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from limbeck.cache.contract import Codec, Parts, dense_value, most_probable
 from limbeck.cache.packed import BITS, MOST, Packed
+from limbeck.cache.vectors import Even, ProductQuantizer
 from limbeck.errors import UserError
 from limbeck.signals import SparseLogits
 
 NAMES = (
-    "exact", "float32", "float16", "bfloat16", "int8", "topk:K", "topk:K:float32", "topk:K:bfloat16",
+    "exact", "float32", "float16", "bfloat16", "int8", "int4", "pq:M", "topk:K", "topk:K:float32", "topk:K:bfloat16",
     "packed:K", "mass:P:K", "above:P:K",
 )  # fmt: skip
 
@@ -63,44 +64,6 @@ class Cast(Codec):
 
     def in_range(self, value: Tensor) -> Tensor:
         return ~torch.isinf(value.to(self.dtype)) | torch.isinf(value)
-
-
-class Int8(Codec):
-    """256 even steps between the smallest and the largest element of every row (last axis).
-
-    The row's step and middle are float32, so a constant row is exact, a shift costs nothing, and a scalar
-    signal is exact too.
-    """
-
-    name = "int8"
-    error = "(max - min of the row) / 510, and float32 rounding"
-
-    def encode(self, value: Tensor | SparseLogits) -> dict[str, Tensor]:
-        rows = self._rows(dense_value(value, self.name).float())
-        low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
-        middle = low / 2 + high / 2
-        step = high / 255 - low / 255
-        levels = ((rows - middle) / step.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp(-128, 127)
-        return {"value": levels.to(torch.int8), "scale": step.squeeze(-1), "offset": middle.squeeze(-1)}
-
-    def decode(self, parts: Parts, shape: Sequence[int], dtype: torch.dtype | None = torch.float32) -> Tensor:
-        levels = parts["value"].float()
-        value = torch.addcmul(parts["offset"].unsqueeze(-1), levels, parts["scale"].unsqueeze(-1))
-        return value.reshape(len(value), *shape).to(dtype or torch.float32)
-
-    def bound(self, value: Tensor) -> Tensor:
-        rows = self._rows(value.double())
-        spread = rows.amax(-1, keepdim=True) - rows.amin(-1, keepdim=True)
-        # Middle, step and product are rounded to float32: a few units of the largest element.
-        rounding = rows.abs().amax(-1, keepdim=True) * 4 * torch.finfo(torch.float32).eps
-        return (spread / 510 + rounding).expand_as(rows).reshape(value.shape)
-
-    def in_range(self, value: Tensor) -> Tensor:
-        return torch.isfinite(value)
-
-    @staticmethod
-    def _rows(value: Tensor) -> Tensor:
-        return value.unsqueeze(-1) if value.dim() == 1 else value
 
 
 class TopK(Codec):
@@ -154,11 +117,13 @@ def codec(name: str) -> Codec:
             return TopK(int(options[0]), _FLOATS[options[1] if len(options) == 2 else "float16"])
         if kind in ("packed", "mass", "above"):
             return _packed(kind, options)
+        if kind == "pq" and len(options) == 1:
+            return ProductQuantizer(int(options[0]))
         if not options:
             return _DENSE[kind]()
     except (KeyError, ValueError):
         pass
-    raise UserError("codec", name, NAMES)
+    raise UserError("codec", name, ", ".join(NAMES))
 
 
 def _packed(kind: str, options: list[str]) -> Packed:
@@ -173,7 +138,8 @@ def _packed(kind: str, options: list[str]) -> Packed:
 _FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DENSE: dict[str, Callable[[], Codec]] = {
     "exact": Exact,
-    "int8": Int8,
+    "int8": partial(Even, 8),
+    "int4": partial(Even, 4),
     **{name: partial(Cast, dtype) for name, dtype in _FLOATS.items()},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from limbeck.cache.codecs import codec
 from limbeck.cache.contract import Codec
 from limbeck.cache.errors import ForeignCache, StaleCache, TornCache
 from limbeck.cache.places import Place, place_of
+from limbeck.cache.vectors import WORDS, ProductQuantizer
 from limbeck.errors import UserError
+from limbeck.signals import SparseLogits
 
 FILE = "manifest.json"
 PART = "part-"
@@ -32,15 +36,30 @@ class SignalSpec:
         shape: of one sample, or of one position of a ragged signal.
         dtype: what the teacher gave, as in ``float32``.
         ragged: whether a sample has a number of positions of its own.
+        codebook: of a codec that learnt one, base64 of its float16 numbers.
     """
 
     codec: str
     shape: tuple[int, ...]
     dtype: str
     ragged: bool = False
+    codebook: str = ""
 
     def open(self) -> Codec:
-        return codec(self.codec)
+        """The codec, with its codebook."""
+        found = codec(self.codec)
+        if isinstance(found, ProductQuantizer) and self.codebook:
+            words = torch.frombuffer(bytearray(base64.b64decode(self.codebook)), dtype=torch.float16)
+            found.codebook = words.reshape(found.parts, WORDS, -1)
+        return found
+
+    def learnt(self, value: Tensor | SparseLogits) -> SignalSpec:
+        """The same with a codebook learnt from ``value``, if the codec has one and it is not there yet."""
+        found = codec(self.codec)
+        if not isinstance(found, ProductQuantizer) or self.codebook:
+            return self
+        words = base64.b64encode(found.learn(value).numpy().tobytes()).decode()
+        return dataclasses.replace(self, codebook=words)
 
 
 @dataclass(frozen=True)
@@ -97,34 +116,34 @@ class Manifest:
             TornCache: not readable as what it claims to be.
         """
         place = place_of(folder)
-        folder = place.folder
+        where = place.folder
         if not place.exists():
-            raise UserError(
-                "cache", str(folder), "an existing cache folder", "write one with limbeck.cache.write_cache"
-            )
+            raise UserError("cache", str(where), "an existing cache folder", "write one with limbeck.cache.write_cache")
         if not place.has(FILE):
-            raise ForeignCache(folder, f"there is no {FILE}", "give a folder that Limbeck's cache writer made")
+            raise ForeignCache(where, f"there is no {FILE}", "give a folder that Limbeck's cache writer made")
         try:
             whole = json.loads(place.read(FILE))
         except ValueError as error:
-            raise TornCache(folder, f"{FILE} is not JSON ({error})", "write the cache again") from error
+            raise TornCache(where, f"{FILE} is not JSON ({error})", "write the cache again") from error
         if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-            raise ForeignCache(folder, f"{FILE} was not written by Limbeck's cache")
+            raise ForeignCache(where, f"{FILE} was not written by Limbeck's cache")
         if whole.get("version") != VERSION:
             raise ForeignCache(
-                folder,
+                where,
                 f"format version {whole.get('version')}, this release reads {VERSION}",
                 "write the cache again",
             )
         try:
             return cls._of(whole)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise TornCache(folder, f"{FILE} lacks or mangles {error}", "write the cache again") from error
+            raise TornCache(where, f"{FILE} lacks or mangles {error}", "write the cache again") from error
 
     @classmethod
     def _of(cls, whole: Mapping[str, Any]) -> Manifest:
         signals = {
-            name: SignalSpec(spec["codec"], tuple(spec["shape"]), spec["dtype"], spec["ragged"])
+            name: SignalSpec(
+                spec["codec"], tuple(spec["shape"]), spec["dtype"], spec["ragged"], spec.get("codebook", "")
+            )
             for name, spec in whole["signals"].items()
         }
         shards = [Shard(**shard) for shard in whole["shards"]]

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from limbeck.cache.contract import Codec, Parts, most_probable
-from limbeck.cache.packing import Groups, Tables, bytes_of, fields_of, grades, ones_of, ones_of_fields, ranges_of, tables
+from limbeck.cache.packing import (
+    Groups,
+    Tables,
+    bytes_of,
+    fields_of,
+    grades,
+    ones_of,
+    ones_of_fields,
+    ranges_of,
+    tables,
+)
 from limbeck.errors import UserError
 from limbeck.signals import SparseLogits
 
@@ -61,7 +71,9 @@ class Packed(Codec):
         anchor, level = self._levels(values)
         order = torch.where(values > -torch.inf, classes, sparse.size).argsort(-1)
         here = torch.arange(values.shape[-1], device=values.device) < count.unsqueeze(-1)
-        bits, length = _write(classes.gather(-1, order)[here], level.gather(-1, order)[here], count, self._tables(sparse))
+        bits, length = _write(
+            classes.gather(-1, order)[here], level.gather(-1, order)[here], count, self._tables(sparse)
+        )
         most = min(self.most, sparse.size)
         # A rest of exactly 0 in the logarithm would leave nothing to the kept classes.
         rest = torch.where(sparse.rest.isneginf(), sparse.rest, sparse.rest.clamp(-65504.0, -(2.0**-24)))
@@ -196,9 +208,7 @@ def _read(stream: Tensor, length: Tensor, groups: Groups, part: Tables, grade: T
     return classes, level
 
 
-def _filled(
-    values: Tensor, classes: Tensor, rest: Tensor, count: Tensor, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _filled(values: Tensor, classes: Tensor, rest: Tensor, count: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows filled up with the smallest classes that they do not hold, at their even share of the rest."""
     most = values.shape[1]
     rank = torch.arange(most, device=values.device)

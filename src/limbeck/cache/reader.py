@@ -254,5 +254,7 @@ def _array(tensor: Tensor) -> Array:
     return array
 
 
-def _reopen(folder: Path | str, expect: dict[str, str], verify: str, dtype: torch.dtype | None, empty: bool) -> CacheReader:
+def _reopen(
+    folder: Path | str, expect: dict[str, str], verify: str, dtype: torch.dtype | None, empty: bool
+) -> CacheReader:
     return CacheReader(folder, expect, verify="size" if verify == "size" else "lazy", dtype=dtype, allow_empty=empty)

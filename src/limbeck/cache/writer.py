@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Collection, Mapping
@@ -139,10 +140,11 @@ class CacheWriter:
         chosen = torch.from_numpy(fresh)
         counted = None if mask is None else mask.detach().cpu().bool()[chosen]
         parts: dict[str, Tensor] = {}
-        for name, spec in specs.items():
+        for name, spec in list(specs.items()):
             value = rows_of(signals[name], chosen)
             positions = counted if spec.ragged else None
             self._refuse_bad(name, value, keys[fresh], positions, spec.open())
+            specs[name] = spec = spec.learnt(value if positions is None else rows_of(value, positions))
             parts.update({f"{name}/{part}": row for part, row in encode(value, positions, spec).items()})
         lengths = None if counted is None or not self.ragged else counted.sum(1)
         self.manifest.signals, self.manifest.views = specs, views is not None
@@ -298,6 +300,10 @@ class CacheWriter:
     def _specs(self, signals: Signals, count: int, mask: Tensor | None) -> dict[str, SignalSpec]:
         specs = specs_of(signals, count, mask, self.ragged, self._codec_name)
         known = self.manifest.signals
+        specs = {
+            name: dataclasses.replace(spec, codebook=known[name].codebook) if name in known else spec
+            for name, spec in specs.items()
+        }
         if known and known != specs:
             raise UserError("signals", words_of(specs), words_of(known), "every batch of a cache has the same signals")
         return specs

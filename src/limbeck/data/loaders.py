@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +52,8 @@ class TensorLoader:
             a new one every epoch. Which seeds these are depends on the sample alone, not on ``seed``.
         collate: turns the list of texts or graphs of a batch into a tensor or a mapping of tensors (a tokenizer,
             ``data.graphs.collate``).
+        ahead: prepare the next batch in a thread while this one is at work, and pass it through this function last:
+            :meth:`limbeck.sources.Cached.attach` then reads the teacher's signals ahead. Order and state are the same.
         lengths: length of every sample. Batches then hold samples of similar length, which saves padding; the
             order of the batches is still shuffled. Without ``shuffle`` the longest come first.
         rank, world_size: of this process. Every rank sees the same global batches and takes each
@@ -67,13 +71,14 @@ class TensorLoader:
         transform: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
         views: int | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        ahead: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.columns = _columns(data)
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
-        self.transform, self.views, self.collate = transform, views, collate
+        self.transform, self.views, self.collate, self.ahead = transform, views, collate, ahead
         self.lengths = None if lengths is None else torch.as_tensor(lengths)
         self.rank, self.world_size = rank, world_size
         self._check()
@@ -114,12 +119,28 @@ class TensorLoader:
         self._resume = False
         epoch, batches = self._epoch, len(self)
         order = self.order(epoch)[position:]
-        for index in order:
+        work = ((index, epoch, place) for place, index in enumerate(order, position))
+        for batch in self._made(work) if self.ahead is None else self._made_ahead(work, self.ahead):
             position += 1
             # The state moves on before the batch is handed out: saved while the batch is at work, it means
             # the next one.
             self._epoch, self._position = (epoch + 1, 0) if position == batches else (epoch, position)
-            yield self._batch(index, epoch, position - 1)
+            yield batch
+
+    def _made(self, work: Iterator[tuple[Tensor, int, int]]) -> Iterator[dict[str, Any]]:
+        return (self._batch(*one) for one in work)
+
+    def _made_ahead(
+        self, work: Iterator[tuple[Tensor, int, int]], last: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """The same batches, each made while the one before is at work; an error comes with its own batch."""
+        with ThreadPoolExecutor(1, "limbeck-ahead") as thread:
+            coming = [thread.submit(lambda one=one: last(self._batch(*one))) for one in islice(work, 1)]
+            while coming:
+                ready = coming.pop()
+                batch = ready.result()
+                coming += [thread.submit(lambda one=one: last(self._batch(*one))) for one in islice(work, 1)]
+                yield batch
 
     def peek(self) -> dict[str, Any]:
         """The next epoch's first batch, without moving the state: for dry runs and for measuring."""

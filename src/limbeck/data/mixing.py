@@ -63,8 +63,8 @@ class PartnerMix:
     """CutMix or mixup (Zhang et al., ICLR 2018) with a partner from the whole data set, sample by sample.
 
     A transform of ``TensorLoader``. Partner, share and rectangle are drawn from a sample's own view seed and depend on
-    nothing else in its batch, so that a stored view of it is the same in every batch: with :class:`CutMix` a teacher's
-    answer belongs to one batch, with this one it can be cached. ``batch["target"]`` becomes soft labels ``[B, classes]``.
+    nothing else in its batch. So a stored view is the same in every batch: with :class:`CutMix` a teacher's answer
+    belongs to one batch, with this one it can be cached. ``batch["target"]`` becomes soft labels ``[B, classes]``.
 
     Args:
         images: all images, ``[N, C, H, W]``, in the form that ``batch["input"]`` has by then.

@@ -36,7 +36,7 @@ def view_seeds(seed: int, epoch: int, ids: Tensor) -> Tensor:
 
 
 def numbered_views(ids: Tensor, number: Tensor | int) -> Tensor:
-    """The seed of the ``number``-th view of every sample, whatever the run: what a cache of several views is keyed by."""
+    """The seed of every sample's ``number``-th view, whatever the run: the key of a cache of several views."""
     return mix(mix(ids) ^ torch.as_tensor(number, dtype=torch.int64, device=ids.device))
 
 

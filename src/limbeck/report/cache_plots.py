@@ -11,7 +11,9 @@ from limbeck.cache.frontier import Point
 from limbeck.report.svg import COLOUR, NARROW, Picture, figure, picture
 
 
-def frontier(points: Sequence[Point], *, chosen: str = "", unit: str = "token", key: str = "frontier") -> Picture | None:
+def frontier(
+    points: Sequence[Point], *, chosen: str = "", unit: str = "token", key: str = "frontier"
+) -> Picture | None:
     """Bytes per row against KL to the uncompressed teacher, one point per codec; None below two codecs.
 
     The line joins the codecs that no other beats in both.
@@ -31,7 +33,9 @@ def frontier(points: Sequence[Point], *, chosen: str = "", unit: str = "token", 
         narrow = width <= NARROW
         drawn = figure(width, 340, (56, 18, 30, 50))
         axes = drawn.axes[0]
-        axes.plot([one.bytes for one in best], [one.kl for one in best], color=COLOUR["method"], linewidth=1.2, zorder=2)
+        axes.plot(
+            [one.bytes for one in best], [one.kl for one in best], color=COLOUR["method"], linewidth=1.2, zorder=2
+        )
         for point in shown:
             mine = point.codec == chosen
             colour = COLOUR["method"] if mine or point in best else COLOUR["rival"]
@@ -60,7 +64,9 @@ def frontier(points: Sequence[Point], *, chosen: str = "", unit: str = "token", 
 
     told = "; ".join(f"{point.codec}: {point.bytes:.0f} bytes, KL {point.kl:.3g}" for point in shown)
     line = "The line joins codecs that no other beats in both."
-    return picture(key, draw, f"Bytes per {unit} against KL to the teacher: {told}", f"What codecs cost and keep. {line}")
+    return picture(
+        key, draw, f"Bytes per {unit} against KL to the teacher: {told}", f"What codecs cost and keep. {line}"
+    )
 
 
 def unbeaten(points: Sequence[Point]) -> list[Point]:

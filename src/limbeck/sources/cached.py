@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from limbeck.cache.writer import CacheWriter
 from limbeck.errors import UserError
 from limbeck.signals import Batch, Signals, SparseLogits, move, pick
 from limbeck.sources.base import Source
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Signals of a batch that were read ahead, and from which source."""
+
+    source: Cached
+    signals: Mapping[str, Any]
 
 
 class Cached(Source):
@@ -84,6 +93,9 @@ class Cached(Source):
     def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
         specs = self._specs()
         names = tuple(needs) or tuple(specs)
+        ready = batch.get("ready")
+        if isinstance(ready, Ready) and ready.source is self and set(names) <= set(ready.signals):
+            return {name: move(ready.signals[name], batch_ids(batch).device) for name in names}
         if not specs:
             return self._ask(batch, names)
         stored = [name for name in names if name in specs]
@@ -95,6 +107,19 @@ class Cached(Source):
             with torch.no_grad():
                 answer.update(pick(self.fallback(batch, others), others, "teacher"))
         return answer
+
+    def attach(self, needs: Collection[str] = ()) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """A function that reads a batch's signals and puts them into it, for ``TensorLoader(ahead=...)``.
+
+        A batch with samples that only the fallback knows is left as it is.
+        """
+
+        def read(batch: dict[str, Any]) -> dict[str, Any]:
+            if self.fallback is not None and not self.reader.contains(batch_ids(batch), batch.get("view")).all():
+                return batch
+            return {**batch, "ready": Ready(self, self._read(batch, tuple(needs) or tuple(self.reader.signals)))}
+
+        return read
 
     def fingerprint(self) -> str:
         """The teacher's, for this is what it says; so a run may go on with the cache in its place."""
@@ -212,7 +237,9 @@ def _as_stored(value: Tensor | SparseLogits, spec: SignalSpec, batch: Batch) -> 
         return codec.decode(codec.encode(value), spec.shape)
     mask = position_mask(batch)
     # What stands at other positions may be anything, and is not stored.
-    counted = value.map(lambda t: t[mask.to(t.device)]) if isinstance(value, SparseLogits) else value[mask.to(value.device)]
+    counted = (
+        value.map(lambda t: t[mask.to(t.device)]) if isinstance(value, SparseLogits) else value[mask.to(value.device)]
+    )
     decoded = codec.decode(codec.encode(counted), spec.shape)
 
     def place(rows: Tensor) -> Tensor:
