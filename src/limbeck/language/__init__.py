@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from limbeck.language.distiller import SequenceDistiller, check_tokenizers
+from limbeck.language.checks import check_tokenizers, check_writer
+from limbeck.language.distiller import SequenceDistiller
 from limbeck.language.generation import Decoding, choose, generate
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
 from limbeck.language.sequences import Sequences, answer_logits, left_aligned, positions
@@ -41,6 +42,7 @@ __all__ = [
     "Writer",
     "answer_logits",
     "check_tokenizers",
+    "check_writer",
     "choose",
     "corrected_prefix",
     "generate",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.data.views import view_seeds
 from limbeck.engine import Distiller
-from limbeck.errors import UserError
+from limbeck.language.checks import check_tokenizers, check_writer
 from limbeck.language.sequences import Sequences, answer_logits
 from limbeck.language.writers import DataText, Step, Writer
 from limbeck.objectives.base import Objective
@@ -48,6 +48,7 @@ class SequenceDistiller(Distiller):
             teacher = Live(teacher, forward=answer_logits)
         super().__init__(student, objective, teacher, **{"forward": answer_logits, **options})
         self.writer, self.seed = writer or DataText(), seed
+        check_writer(objective, self.writer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(self.written(batch), batch_idx)
@@ -95,16 +96,3 @@ class SequenceDistiller(Distiller):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.writer.load_state_dict(checkpoint["limbeck"].get("writer", {}))
-
-
-def check_tokenizers(student: nn.Module, teacher: nn.Module) -> None:
-    """Refuse two transformers models of different vocabularies: what one calls token 17 is another word to the other.
-
-    Equal sizes do not prove equal tokenizers; where these are at hand compare
-    :func:`limbeck.cache.fingerprint_tokenizer` of both.
-    """
-    sizes = [getattr(getattr(model, "config", None), "vocab_size", None) for model in (student, teacher)]
-    if None not in sizes and sizes[0] != sizes[1]:
-        raise UserError(
-            "teacher's vocabulary", f"{sizes[1]} tokens", f"the student's, {sizes[0]}", "both must use one tokenizer"
-        )

@@ -54,6 +54,13 @@ from limbeck.losses.relations import (
     similarity_distribution,
     similarity_preserving,
 )
+from limbeck.losses.sampled import (
+    keep_top,
+    sampled_forward_kl,
+    sampled_jensen_shannon,
+    sampled_reverse_kl,
+    token_log_probs,
+)
 from limbeck.losses.score import denoising, score_identity, toward_target
 from limbeck.losses.scores import score_mse, soft_bce
 from limbeck.losses.spans import span_product
@@ -92,6 +99,7 @@ __all__ = [
     "iou_regression",
     "jeffreys",
     "jensen_shannon",
+    "keep_top",
     "kept_mass",
     "linear_cross_entropy",
     "linear_divergence",
@@ -117,8 +125,11 @@ __all__ = [
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
-    "score_mse",
+    "sampled_forward_kl",
+    "sampled_jensen_shannon",
+    "sampled_reverse_kl",
     "score_identity",
+    "score_mse",
     "self_attention_relations",
     "similarity_distribution",
     "similarity_preserving",
@@ -135,6 +146,7 @@ __all__ = [
     "spearman",
     "standardised_kl",
     "supervised_contrastive",
+    "token_log_probs",
     "total_variation",
     "toward_target",
     "unit_vectors",

@@ -11,7 +11,16 @@ from limbeck.objectives.features import (
     SimilarityDistribution,
 )
 from limbeck.objectives.language import ClippedKL, DataCrossEntropy, SpanProduct, same_span
-from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
+from limbeck.objectives.logits import (
+    DIST,
+    DKD,
+    KL,
+    Divergence,
+    JensenShannon,
+    LogitObjective,
+    ProbabilityMSE,
+    ReverseKL,
+)
 from limbeck.objectives.masks import PromptedMasks
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
 from limbeck.objectives.reconstruction import MaskedReconstruction
@@ -30,6 +39,7 @@ __all__ = [
     "Cosine",
     "CrossEntropy",
     "DataCrossEntropy",
+    "Divergence",
     "FeatureMSE",
     "FeatureObjective",
     "InfoNCE",
