@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from limbeck.errors import UserError
 from limbeck.language.writers import DataText, OnPolicy, StoredText, Writer
+from limbeck.models.compare import OTHER_TOKENS, tokenizer_difference
 from limbeck.objectives import Divergence, Objective
 
 
-def check_tokenizers(student: nn.Module, teacher: nn.Module) -> None:
-    """Refuse two transformers models of different vocabularies: what one calls token 17 is another word to the other.
+def check_tokenizers(student: nn.Module, teacher: nn.Module | None, tokenizers: tuple[Any, Any] | None = None) -> None:
+    """Refuse two models of different vocabularies: what one calls token 17 is another word to the other.
 
-    Equal sizes do not prove equal tokenizers; where these are at hand compare
-    :func:`limbeck.cache.fingerprint_tokenizer` of both.
+    Args:
+        student, teacher: transformers models, whose tables must have one size: all that can be told without
+            tokenizers, and no proof.
+        tokenizers: the student's and the teacher's, if at hand: then their content is compared
+            (:func:`~limbeck.models.compare.tokenizer_difference`), and tables may be padded.
+
+    Raises:
+        UserError: they differ.
     """
+    if tokenizers is not None:
+        ours, theirs = tokenizers
+        difference = tokenizer_difference(theirs, ours)
+        if difference:
+            raise UserError("student tokenizer", difference, "the teacher's vocabulary and rules", OTHER_TOKENS)
+        return
     sizes = [getattr(getattr(model, "config", None), "vocab_size", None) for model in (student, teacher)]
     if None not in sizes and sizes[0] != sizes[1]:
         raise UserError(
-            "teacher's vocabulary", f"{sizes[1]} tokens", f"the student's, {sizes[0]}", "both must use one tokenizer"
-        )
+            "teacher's vocabulary", f"{sizes[1]} tokens", f"the student's, {sizes[0]}",
+            f"both must use one tokenizer. {OTHER_TOKENS}",
+        )  # fmt: skip
 
 
 def check_writer(objective: Objective, writer: Writer) -> None:
