@@ -2,6 +2,7 @@
 
     python benchmarks/vocabulary_loss.py             # the claims: vocabularies of 131072 and 49152
     python benchmarks/vocabulary_loss.py --quick     # seconds, to see that it runs; writes nothing
+    python benchmarks/vocabulary_loss.py --size "1024 x 256, 49k"   # one size anew, the others from the last result
 
 Plain is what one writes by hand with torch, the fastest such form: ``cross_entropy(linear(...))``, ``kl_div``
 of two ``log_softmax``. Time: pairs in one process. Memory: each side alone in a fresh process, the highest
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 import torch.nn.functional as F
-from pairs import check, measure_pair, write_result
+from pairs import RESULTS, check, measure_pair, write_result
 from torch import Tensor
 
 from limbeck.losses import divergences
@@ -168,6 +169,7 @@ def own_bytes(entry: dict[str, Any], side: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--size", choices=tuple(SIZES), action="append", help="measure this one anew, not all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="with more, a busy machine times its neighbours")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
@@ -178,12 +180,15 @@ def main() -> None:
         print(json.dumps(measure_here(case, side, (rows, width, vocabulary))))
         return
     torch.set_num_threads(options.threads)
+    sizes = QUICK if options.quick else {name: SIZES[name] for name in options.size or SIZES}
     results: dict[str, Any] = {}
+    if options.size:
+        results = json.loads((RESULTS / "vocabulary_loss.json").read_text(encoding="utf-8"))["result"]
     print(
         f"{'rows x width':15s} {'loss':18s} {'chunked / plain time':34s}"
         f" {'peak MiB':>14s} {'ratio':>6s} {'w/o grads':>9s}"
     )
-    for name, size in (QUICK if options.quick else SIZES).items():
+    for name, size in sizes.items():
         for case in CASES if options.quick or name in (MAIN, SMALLER) else CASES[:2]:
             entry = compare(case, size, options.repeats)
             results[f"{case}, {name}"] = entry

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from limbeck.language.checks import check_tokenizers, check_writer
+from limbeck.language.alignment import AlignmentReport, Cutter, match_spans
+from limbeck.language.checks import check_alignment, check_tokenizers, check_writer
 from limbeck.language.distiller import SequenceDistiller
 from limbeck.language.generation import Decoding, choose, generate
+from limbeck.language.retokenizer import Retokenized, Retokenizer
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
 from limbeck.language.sequences import Sequences, answer_logits, left_aligned, positions
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
@@ -24,7 +26,9 @@ from limbeck.language.writers import (
 __all__ = [
     "FUNCTION_WORDS",
     "AdaptiveShare",
+    "AlignmentReport",
     "Correction",
+    "Cutter",
     "DataText",
     "Decoding",
     "FunctionWordSpans",
@@ -32,8 +36,10 @@ __all__ = [
     "RandomSpans",
     "ReplayBuffer",
     "Replayed",
-    "Reviser",
+    "Retokenized",
+    "Retokenizer",
     "Revised",
+    "Reviser",
     "SequenceDistiller",
     "Sequences",
     "Step",
@@ -41,6 +47,7 @@ __all__ = [
     "WindowSpans",
     "Writer",
     "answer_logits",
+    "check_alignment",
     "check_tokenizers",
     "check_writer",
     "choose",
@@ -48,6 +55,7 @@ __all__ = [
     "generate",
     "left_aligned",
     "locate",
+    "match_spans",
     "pieces_of",
     "positions",
     "token_divergence",

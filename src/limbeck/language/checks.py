@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from limbeck.errors import UserError
-from limbeck.language.writers import DataText, OnPolicy, StoredText, Writer
+from limbeck.language.writers import DataText, OnPolicy, Replayed, Revised, StoredText, Writer
 from limbeck.models.compare import OTHER_TOKENS, tokenizer_difference
-from limbeck.objectives import Divergence, Objective
+from limbeck.objectives import AlignedObjective, Divergence, Objective, Scaled, Sum
 
 
 def check_tokenizers(student: nn.Module, teacher: nn.Module | None, tokenizers: tuple[Any, Any] | None = None) -> None:
@@ -61,3 +61,25 @@ def check_writer(objective: Objective, writer: Writer) -> None:
                 f"samples at temperature {decoding.temperature} and top_p {decoding.top_p}",
                 f"samples of what is compared: temperature {temperature}, top_p 1",
             )
+
+
+def check_alignment(objective: Objective, writer: Writer, retokenized: bool) -> None:
+    """Refuse to compare tokens of two tokenizers place by place, or spans where there are none."""
+    for part in objective.modules():
+        if not isinstance(part, Objective) or isinstance(part, (Sum, Scaled)) or not part.needs.teacher:
+            continue
+        name, aligned = type(part).__name__, isinstance(part, AlignedObjective)
+        if aligned and not retokenized:
+            raise UserError(name, "no retokenizer", "SequenceDistiller(retokenizer=...), which aligns the texts")
+        if retokenized and not aligned:
+            raise UserError(
+                f"objective {name}", "a teacher of another tokenizer", "LikelihoodMatching, UniversalLogitDistance",
+                "it would compare different places of the text",
+            )  # fmt: skip
+    if retokenized and asks_teacher(writer):
+        raise UserError("writer", type(writer).__name__, "one that asks no teacher", "it has another tokenizer")
+
+
+def asks_teacher(writer: Writer) -> bool:
+    """Whether a writer lets the teacher read the student's tokens."""
+    return isinstance(writer, Revised) or (isinstance(writer, Replayed) and asks_teacher(writer.writer))

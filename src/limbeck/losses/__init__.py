@@ -9,6 +9,7 @@ Every docstring has three lines that ``tools/loss_table.py`` reads for docs/loss
 
 from __future__ import annotations
 
+from limbeck.losses.aligned import likelihood_matching, span_places, span_sums, universal_logit_distance
 from limbeck.losses.classification import cross_entropy, decoupled_kd, logit_standardisation, standardised_kl
 from limbeck.losses.clipping import Ranked, clipped_kl, kept_mass, ranked_classes, window, windowed_kl
 from limbeck.losses.contrastive import info_nce, nt_xent, soft_info_nce, supervised_contrastive
@@ -101,6 +102,7 @@ __all__ = [
     "jensen_shannon",
     "keep_top",
     "kept_mass",
+    "likelihood_matching",
     "linear_cross_entropy",
     "linear_divergence",
     "linear_sparse_divergence",
@@ -142,7 +144,9 @@ __all__ = [
     "soft_cross_entropy",
     "soft_info_nce",
     "soft_ranks",
+    "span_places",
     "span_product",
+    "span_sums",
     "spearman",
     "standardised_kl",
     "supervised_contrastive",
@@ -150,6 +154,7 @@ __all__ = [
     "total_variation",
     "toward_target",
     "unit_vectors",
+    "universal_logit_distance",
     "window",
     "windowed_kl",
 ]

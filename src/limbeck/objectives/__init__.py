@@ -1,5 +1,6 @@
 """Objectives: what a student is trained to do, as parts that add and scale."""
 
+from limbeck.objectives.aligned import AlignedObjective, LikelihoodMatching, UniversalLogitDistance
 from limbeck.objectives.asking import ASK, AskTeacher
 from limbeck.objectives.base import Needs, Objective, Scaled, Sum, row_options, total
 from limbeck.objectives.contrastive import InfoNCE
@@ -33,6 +34,7 @@ __all__ = [
     "DIST",
     "DKD",
     "KL",
+    "AlignedObjective",
     "AskTeacher",
     "Brier",
     "ClippedKL",
@@ -45,6 +47,7 @@ __all__ = [
     "InfoNCE",
     "JensenShannon",
     "LevelCosine",
+    "LikelihoodMatching",
     "LogitObjective",
     "MaskedReconstruction",
     "Needs",
@@ -60,6 +63,7 @@ __all__ = [
     "SpanProduct",
     "Sum",
     "TargetMSE",
+    "UniversalLogitDistance",
     "WeightNorm",
     "parse_objective",
     "row_options",
