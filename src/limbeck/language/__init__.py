@@ -6,6 +6,7 @@ from limbeck.language.alignment import AlignmentReport, Cutter, match_spans
 from limbeck.language.checks import check_alignment, check_tokenizers, check_writer
 from limbeck.language.distiller import SequenceDistiller
 from limbeck.language.generation import Decoding, choose, generate
+from limbeck.language.packing import packed
 from limbeck.language.retokenizer import Retokenized, Retokenizer
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
 from limbeck.language.sequences import Sequences, answer_logits, left_aligned, positions
@@ -56,6 +57,7 @@ __all__ = [
     "left_aligned",
     "locate",
     "match_spans",
+    "packed",
     "pieces_of",
     "positions",
     "token_divergence",
