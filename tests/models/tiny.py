@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from tokenizers import BertWordPieceTokenizer, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import BertWordPieceTokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 WORDS = [
     "the",
@@ -56,6 +56,35 @@ def byte_tokenizer():
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", model_max_length=32
     )
+
+
+def piece_tokenizer(extra=()):
+    """In the manner of SentencePiece with bytes for what it does not know."""
+    vocabulary = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *extra]
+    letters = sorted(set("".join(TEXTS)) - {" "})
+    vocabulary += [*letters, "\u2581a", "oo", "\u2581g", "\u2581goo", "\u2581good"]
+    merges = [("\u2581", "a"), ("o", "o"), ("\u2581", "g"), ("\u2581g", "oo"), ("\u2581goo", "d")]
+    numbers = {token: number for number, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.BPE(numbers, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def full_byte_tokenizer(size=400, texts=TEXTS):
+    """Byte-level BPE that can write anything."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=size, special_tokens=["<eos>"], initial_alphabet=alphabet)
+    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
 def bert_config(layers=4, **options):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from limbeck.language.distiller import SequenceDistiller, check_tokenizers
+from limbeck.language.alignment import AlignmentReport, Cutter, match_spans
+from limbeck.language.checks import check_alignment, check_tokenizers, check_writer
+from limbeck.language.distiller import SequenceDistiller
 from limbeck.language.generation import Decoding, choose, generate
+from limbeck.language.packing import packed
+from limbeck.language.retokenizer import Retokenized, Retokenizer
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
 from limbeck.language.sequences import Sequences, answer_logits, left_aligned, positions
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
@@ -23,7 +27,9 @@ from limbeck.language.writers import (
 __all__ = [
     "FUNCTION_WORDS",
     "AdaptiveShare",
+    "AlignmentReport",
     "Correction",
+    "Cutter",
     "DataText",
     "Decoding",
     "FunctionWordSpans",
@@ -31,8 +37,10 @@ __all__ = [
     "RandomSpans",
     "ReplayBuffer",
     "Replayed",
-    "Reviser",
+    "Retokenized",
+    "Retokenizer",
     "Revised",
+    "Reviser",
     "SequenceDistiller",
     "Sequences",
     "Step",
@@ -40,12 +48,16 @@ __all__ = [
     "WindowSpans",
     "Writer",
     "answer_logits",
+    "check_alignment",
     "check_tokenizers",
+    "check_writer",
     "choose",
     "corrected_prefix",
     "generate",
     "left_aligned",
     "locate",
+    "match_spans",
+    "packed",
     "pieces_of",
     "positions",
     "token_divergence",

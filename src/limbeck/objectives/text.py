@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from limbeck.errors import UserError
+from limbeck.objectives.aligned import LikelihoodMatching, UniversalLogitDistance
 from limbeck.objectives.base import Objective
 from limbeck.objectives.features import Cosine, FeatureMSE, SimilarityDistribution
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, ProbabilityMSE, ReverseKL
@@ -31,6 +32,8 @@ NAMES: dict[str, Callable[..., Objective]] = {
     "similarity": SimilarityDistribution,
     "score_bce": ScoreBCE,
     "score_mse": ScoreMSE,
+    "likelihood_matching": LikelihoodMatching,
+    "universal_logit_distance": UniversalLogitDistance,
 }
 SCHEDULES: dict[str, Callable[..., Schedule]] = {"linear": Linear, "cosine_schedule": CosineSchedule}
 _FORM = "sums of terms such as 0.9 * kl(temperature=4)"
