@@ -11,12 +11,12 @@ from typing import Any
 from lightning import Trainer
 
 from limbeck.data.tables import near_files
-from limbeck.engine import Distiller, OptimizerSettings
+from limbeck.engine import OptimizerSettings
 from limbeck.engine.fit import choose_strategy
 from limbeck.errors import UserError, first_line, require
 from limbeck.job.plan import Plan
 from limbeck.job.settings import Settings
-from limbeck.job.train import loader_of
+from limbeck.job.train import distiller_of, loader_of
 from limbeck.models.references import split_reference
 from limbeck.objectives.text import parse_objective
 from limbeck.sources import Live
@@ -69,10 +69,7 @@ def check_step(plan: Plan, live: Live) -> None:
     batch = loader_of(plan, few, shuffle=True, live_teacher=True, batch_size=len(few)).peek()
     teacher = live if plan.objective.needs.teacher else None
     # A copy: the projectors that this step makes are not those that learn.
-    trial = Distiller(
-        plan.student.module, copy.deepcopy(plan.objective), teacher,
-        taps=plan.student_taps, forward=plan.student.forward,
-    )  # fmt: skip
+    trial = distiller_of(plan, copy.deepcopy(plan.objective), teacher, taps=plan.student_taps)
     try:
         trial.build(batch)
     except (RuntimeError, TypeError, KeyError, IndexError, ValueError) as error:

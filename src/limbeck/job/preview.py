@@ -11,10 +11,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from limbeck.engine import Distiller, fit
+from limbeck.engine import fit
 from limbeck.job.plan import Plan, frozen_copy
 from limbeck.job.progress import Progress
-from limbeck.job.train import loader_of, trainer_settings
+from limbeck.job.train import distiller_of, loader_of, trainer_settings
 from limbeck.measure import parameters, state_bytes
 from limbeck.report.tables import format_duration, format_value
 from limbeck.signals import Batch, Signals
@@ -28,10 +28,7 @@ def preview(plan: Plan, live: Live, progress: Progress) -> dict[str, Any]:
     before = frozen_copy(plan.student.module)
     teacher = _Timed(live)
     loader = loader_of(plan, plan.data.splits.train, shuffle=True, live_teacher=True)
-    distiller = Distiller(
-        plan.student.module, plan.objective, teacher,
-        optimizer=plan.optimizer, taps=plan.student_taps, forward=plan.student.forward,
-    )  # fmt: skip
+    distiller = distiller_of(plan, plan.objective, teacher, taps=plan.student_taps)
     steps = _Steps(teacher)
     fit(distiller, loader, steps=_STEPS, progress=steps, **trainer_settings(plan))
     plan.student.module.load_state_dict(before)

@@ -17,9 +17,11 @@ from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
 from limbeck.engine import Distiller, History, fit
 from limbeck.job.assess import assess, text_lengths
+from limbeck.job.language import in_chunks, language_distiller
 from limbeck.job.plan import Plan
 from limbeck.job.progress import Progress
 from limbeck.objectives import CrossEntropy, InfoNCE, Objective, TargetMSE
+from limbeck.objectives.chunked import HIDDEN
 from limbeck.signals import Batch, Forward
 from limbeck.sources import Cached, Live, Source
 
@@ -27,7 +29,15 @@ from limbeck.sources import Cached, Live, Source
 def loader_of(
     plan: Plan, split: Split, *, shuffle: bool, live_teacher: bool, batch_size: int | None = None
 ) -> TensorLoader:
-    """Batches of raw samples, prepared for the student, and for a live teacher that prepares in another way."""
+    """Batches of raw samples, prepared for the student, and for a live teacher that prepares in another way.
+
+    Of a language model the training texts, whatever ``split`` is.
+    """
+    if plan.language is not None:
+        return plan.language.loader(
+            "train", batch_size or plan.batch_size, seed=plan.settings.seed, shuffle=shuffle,
+            drop_last=plan.drops_last and shuffle,
+        )  # fmt: skip
     lengths = text_lengths(split.input) if plan.data.modality == "text" else None
     return TensorLoader(
         split,
@@ -77,15 +87,20 @@ def teacher_forward(forward: Forward) -> Forward:
 def teaching(plan: Plan) -> Iterator[Live]:
     """The live teacher, in bfloat16 where the plan says so, and as it was afterwards."""
     network = plan.teacher
+    forward, name = network.forward, network.forward_name
+    if plan.language is not None:
+        forward = plan.language.forward(hidden=HIDDEN in plan.objective.needs.teacher)
+        # Hidden states and logits are two signals of one teacher: a cache of either says which it holds.
+        name = f"sequences[:{plan.language.vocabulary or ''}]"
 
     def run(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         if not plan.teacher_bfloat16:
-            return network.forward(module, batch)
+            return forward(module, batch)
         with torch.autocast(next(module.parameters()).device.type, torch.bfloat16):
-            return {name: value.float() for name, value in network.forward(module, batch).items()}
+            return {name: value.float() for name, value in forward(module, batch).items()}
 
     # A teacher re-ordered, or in another precision, is another teacher to whoever asks for its fingerprint.
-    run.__qualname__ = f"{network.forward_name}{'[bfloat16]' if plan.teacher_bfloat16 else ''}"
+    run.__qualname__ = f"{name}{'[bfloat16]' if plan.teacher_bfloat16 else ''}"
     source = Live(network.module, taps=plan.teacher_taps, forward=teacher_forward(run))
     try:
         yield source
@@ -93,23 +108,25 @@ def teaching(plan: Plan) -> Iterator[Live]:
         source.taps.close()
 
 
-def cached_teacher(plan: Plan, folder: Path, live: Live, progress: Progress, codec: str = "float16") -> Source:
+def cached_teacher(plan: Plan, folder: Path, live: Live, progress: Progress) -> Source:
     """The teacher's signals on the training samples, asked once and kept on disk."""
-    split = plan.data.splits.train
-    loader = loader_of(plan, split, shuffle=False, live_teacher=True, batch_size=max(32, plan.batch_size))
-    fingerprint = {
-        "preprocessing": plan.teacher.preprocessing_fingerprint(),
-        "precision": "bfloat16" if plan.teacher_bfloat16 else "float32",
-        **plan.data.fingerprint,
-    }
+    fingerprint = {"precision": "bfloat16" if plan.teacher_bfloat16 else "float32"}
+    if plan.language is not None:
+        # Tokens say all: how the data were split, cut and templated.
+        loader = plan.language.loader("train", plan.batch_size, ready=True)
+        fingerprint |= plan.language.fingerprint()
+    else:
+        split = plan.data.splits.train
+        loader = loader_of(plan, split, shuffle=False, live_teacher=True, batch_size=max(32, plan.batch_size))
+        fingerprint |= {"preprocessing": plan.teacher.preprocessing_fingerprint(), **plan.data.fingerprint}
     try:
-        _fill(plan, folder, live, loader, codec, fingerprint, progress)
+        _fill(plan, folder, live, loader, fingerprint, progress)
     except StaleCache:
         if plan.settings.cache or not plan.settings.overwrite:
             raise
         # The run that is being replaced had another teacher or other data.
         shutil.rmtree(folder)
-        _fill(plan, folder, live, loader, codec, fingerprint, progress)
+        _fill(plan, folder, live, loader, fingerprint, progress)
     return Cached(folder, expect={"teacher": live.fingerprint(), **fingerprint})
 
 
@@ -118,7 +135,6 @@ def _fill(
     folder: Path,
     live: Live,
     loader: TensorLoader,
-    codec: str,
     fingerprint: Mapping[str, str],
     progress: Progress,
 ) -> None:
@@ -128,9 +144,11 @@ def _fill(
             loader,
             folder,
             plan.objective.needs.teacher,
-            codec=codec,
+            codec=plan.codec,
             fingerprint=fingerprint,
             progress=lambda seen, added: advance(seen),
+            # Of a text the tokens that are learnt are kept, whatever they are padded with.
+            ragged=plan.objective.needs.teacher if plan.language is not None else (),
         )
 
 
@@ -145,6 +163,8 @@ def train_baseline(plan: Plan, start: Mapping[str, Tensor], out: Path | None, pr
     if plan.task == "embedding":
         return _train_on_pairs(plan, out, progress)
     objective: Objective = TargetMSE() if plan.task == "regression" else CrossEntropy()
+    if plan.language is not None:
+        objective, _ = in_chunks(plan.language, objective, plan.student, None)
     return _train(plan, objective, None, out, progress, "without distillation", {})
 
 
@@ -183,6 +203,23 @@ def _train(
     return _fit(plan, objective, teacher, loader, plan.student.forward, out, progress, title, taps)
 
 
+def distiller_of(
+    plan: Plan,
+    objective: Objective,
+    teacher: Source | None,
+    *,
+    forward: Forward | None = None,
+    taps: Mapping[str, str] | None = None,
+) -> Distiller:
+    """What trains the student of a plan. Without a teacher a language model reads the data's own text."""
+    if plan.language is not None:
+        return language_distiller(plan, objective, teacher, text="data" if teacher is None else None)
+    return Distiller(
+        plan.student.module, objective, teacher,
+        optimizer=plan.optimizer, taps=taps, forward=forward or plan.student.forward,
+    )  # fmt: skip
+
+
 def _fit(
     plan: Plan,
     objective: Objective,
@@ -195,7 +232,7 @@ def _fit(
     taps: Mapping[str, str],
 ) -> History:
     settings = plan.settings
-    distiller = Distiller(plan.student.module, objective, teacher, optimizer=plan.optimizer, taps=taps, forward=forward)
+    distiller = distiller_of(plan, objective, teacher, forward=forward, taps=taps)
     primary, higher = plan.primary
     try:
         return fit(

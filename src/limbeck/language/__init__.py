@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from limbeck.language.distiller import SequenceDistiller, check_tokenizers
 from limbeck.language.generation import Decoding, choose, generate
+from limbeck.language.heads import answer_hidden, has_plain_head, head_of
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
 from limbeck.language.sequences import Sequences, answer_logits, left_aligned, positions
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
+from limbeck.language.text import corrects, parse_text, writes
 from limbeck.language.writers import (
     AdaptiveShare,
     DataText,
+    Mixed,
     OnPolicy,
     ReplayBuffer,
     Replayed,
@@ -27,6 +30,7 @@ __all__ = [
     "DataText",
     "Decoding",
     "FunctionWordSpans",
+    "Mixed",
     "OnPolicy",
     "RandomSpans",
     "ReplayBuffer",
@@ -39,15 +43,21 @@ __all__ = [
     "StoredText",
     "WindowSpans",
     "Writer",
+    "answer_hidden",
     "answer_logits",
     "check_tokenizers",
     "choose",
     "corrected_prefix",
+    "corrects",
     "generate",
+    "has_plain_head",
+    "head_of",
     "left_aligned",
     "locate",
+    "parse_text",
     "pieces_of",
     "positions",
     "token_divergence",
     "without_answers",
+    "writes",
 ]

@@ -97,7 +97,7 @@ def linear_divergence(
     student_hidden: Tensor,
     student_weight: Tensor,
     teacher_hidden: Tensor,
-    teacher_weight: Tensor,
+    teacher_weight: Tensor | None,
     *,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
@@ -123,7 +123,7 @@ def linear_divergence(
         student_hidden: ``[..., width]``.
         student_weight: ``[vocabulary, width]``.
         teacher_hidden: ``[..., width of the teacher]``, the same rows.
-        teacher_weight: ``[vocabulary, width of the teacher]``.
+        teacher_weight: ``[vocabulary, width of the teacher]``; None where ``teacher_hidden`` are logits already.
         student_bias, teacher_bias: ``[vocabulary]``.
         divergence: a name in :data:`DIVERGENCES`, or a function of (student logits, teacher logits), both
             ``[n, vocabulary]``, that gives one value per row from that row alone:
@@ -144,15 +144,14 @@ def linear_divergence(
     rows = student_hidden.shape[:-1]
     if teacher_hidden.shape[:-1] != rows:
         raise UserError("teacher_hidden", f"rows {list(teacher_hidden.shape[:-1])}", f"the student's, {list(rows)}")
-    if len(teacher_weight) != len(student_weight):
-        raise UserError(
-            "teacher_weight",
-            f"a vocabulary of {len(teacher_weight)}",
-            f"the student's, {len(student_weight)}",
-        )
+    vocabulary = teacher_hidden.shape[-1] if teacher_weight is None else len(teacher_weight)
+    if vocabulary != len(student_weight):
+        key = "teacher_hidden" if teacher_weight is None else "teacher_weight"
+        raise UserError(key, f"a vocabulary of {vocabulary}", f"the student's, {len(student_weight)}")
     compare = _named(divergence, temperature, teacher_temperature, scale)
     teacher_bias = None if teacher_bias is None else teacher_bias.detach()
-    given = Rows(compare, (teacher_hidden.detach(),), (teacher_weight.detach(), teacher_bias))
+    head = None if teacher_weight is None else (teacher_weight.detach(), teacher_bias)
+    given = Rows(compare, (teacher_hidden.detach(),), head)
     return reduce_chunked(
         student_hidden, student_weight, student_bias, given, chunk=chunk,
         mask=check_row_mask(mask, rows), weight=weight, reduction=reduction, denominator=denominator,

@@ -118,6 +118,12 @@ def compare_tokenizers(teacher: Network, student: Network, *, key: str = "studen
     return "; ".join(notes)
 
 
+def shared_vocabulary(teacher: Network, student: Network) -> int | None:
+    """Tokens that both networks answer for, where the two pad their vocabularies differently; else None."""
+    rows = (_vocabulary_rows(teacher), _vocabulary_rows(student))
+    return None if rows[0] == rows[1] or None in rows else len(teacher.tokenizer)
+
+
 def first_logits(forward: Forward, size: int) -> Forward:
     """The same run with only the first ``size`` logits: the rest of a padded vocabulary means nothing."""
 
