@@ -29,9 +29,9 @@ class Assessment:
     """
 
     quality: dict[str, float]
-    fidelity: dict[str, float] = field(default_factory=dict)
     signals: dict[str, Tensor] = field(default_factory=dict)
     reliability: dict[str, list[float]] = field(default_factory=dict)
+    fidelity: dict[str, float] = field(default_factory=dict)
 
 
 def assess(plan: Plan, network: Network, part: str) -> Assessment:
