@@ -5,7 +5,15 @@ from __future__ import annotations
 from limbeck.language.distiller import SequenceDistiller, check_tokenizers
 from limbeck.language.generation import Decoding, choose, generate
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
-from limbeck.language.sequences import Sequences, answer_logits, left_aligned, positions
+from limbeck.language.sequences import (
+    Sequences,
+    answer_head,
+    answer_hidden,
+    answer_logits,
+    check_head,
+    left_aligned,
+    positions,
+)
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
 from limbeck.language.writers import (
     AdaptiveShare,
@@ -39,7 +47,10 @@ __all__ = [
     "StoredText",
     "WindowSpans",
     "Writer",
+    "answer_head",
+    "answer_hidden",
     "answer_logits",
+    "check_head",
     "check_tokenizers",
     "choose",
     "corrected_prefix",

@@ -4,6 +4,7 @@ from limbeck.sources.average import Average
 from limbeck.sources.base import Source
 from limbeck.sources.cached import Cached
 from limbeck.sources.continued import Continued
+from limbeck.sources.head_applied import HeadApplied
 from limbeck.sources.live import Live
 from limbeck.sources.pseudo_labels import PseudoLabels
 from limbeck.sources.stored import ClassVectors, Given, Table
@@ -16,6 +17,7 @@ __all__ = [
     "ClassVectors",
     "Continued",
     "Given",
+    "HeadApplied",
     "Live",
     "PseudoLabels",
     "Snapshot",
