@@ -51,6 +51,15 @@ class SparseLogits:
         dense = spread.unsqueeze(-1).expand(*spread.shape, self.size).clone()
         return dense.scatter(-1, self.indices, self.values)
 
+    def top(self, k: int) -> SparseLogits:
+        """The ``k`` largest of those that are kept, with the others in the rest."""
+        kept, order = self.values.topk(k, dim=-1)
+        indices = self.indices.gather(-1, order)
+        if k == self.values.shape[-1]:
+            return SparseLogits(kept, indices, self.rest, self.size)
+        dropped = self.values.scatter(-1, order, -torch.inf).logsumexp(-1)
+        return SparseLogits(kept, indices, torch.logaddexp(self.rest, dropped), self.size)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> SparseLogits:
         """Apply ``function`` (an index, a move) to the three tensors."""
         return SparseLogits(function(self.values), function(self.indices), function(self.rest), self.size)

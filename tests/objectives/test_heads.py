@@ -38,7 +38,16 @@ def both_ways(objective: Objective, student: HeadLogits, teacher: Any, batch: di
     assert found[0][0] != 0
 
 
-OBJECTIVES = [KL(temperature=2.0), ReverseKL(), JensenShannon(0.3), 0.5 * CrossEntropy() + KL(), CrossEntropy(label_smoothing=0.1), DKD(), KL(reduction="sum"), KL(per_row="mean")]  # fmt: skip
+OBJECTIVES = [
+    KL(temperature=2.0),
+    ReverseKL(),
+    JensenShannon(0.3),
+    0.5 * CrossEntropy() + KL(),
+    CrossEntropy(label_smoothing=0.1),
+    DKD(),
+    KL(reduction="sum"),
+    KL(per_row="mean"),
+]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)

@@ -7,6 +7,7 @@ from limbeck.sources.continued import Continued
 from limbeck.sources.head_applied import HeadApplied
 from limbeck.sources.live import Live
 from limbeck.sources.pseudo_labels import PseudoLabels
+from limbeck.sources.routed import Routed
 from limbeck.sources.stored import ClassVectors, Given, Table
 from limbeck.sources.student import EMA, Snapshot
 
@@ -20,6 +21,7 @@ __all__ = [
     "HeadApplied",
     "Live",
     "PseudoLabels",
+    "Routed",
     "Snapshot",
     "Source",
     "Table",

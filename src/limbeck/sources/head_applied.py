@@ -26,7 +26,8 @@ class HeadApplied(Source):
     >>> source = HeadApplied(Cached("states/"), read_head("teacher/"))
 
     Args:
-        source: gives ``hidden`` ``[..., width]``, behind the last normalisation: :func:`limbeck.language.answer_hidden`.
+        source: gives ``hidden`` ``[..., width]``, behind the last normalisation
+            (:func:`limbeck.language.answer_hidden`).
         head: :func:`limbeck.models.heads.read_head` of the teacher's folder, or ``OutputHead.of(model)``.
         hidden: name of the states.
         whole: give the logits as a tensor. With False they stay
