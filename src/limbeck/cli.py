@@ -155,7 +155,18 @@ def run(
 
 
 def cache(
-    teacher: str, data: str, out: str, task: str | None = None, codec: str = "float16", allow_py: bool = False
+    teacher: str,
+    data: str,
+    out: str,
+    task: str | None = None,
+    signals: Literal["cache", "hidden"] = "cache",
+    codec: str | None = None,
+    columns: dict[str, str] | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    teacher_precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    seed: int = 0,
+    allow_py: bool = False,
 ) -> None:
     """Ask a teacher about every training sample once and keep its signals on disk.
 
@@ -163,13 +174,24 @@ def cache(
         teacher: hf:, timm:, pt2: or py: reference.
         data: folder:, parquet:, csv:, jsonl:, hf:, testbed: or py: reference.
         out: folder of the cache; a cache that was cut goes on.
-        task: classification, regression, embedding or features.
-        codec: float32, float16, int8 or topk:K.
+        task: classification, regression, embedding, features or causal-lm.
+        signals: what the task needs, or of causal-lm the hidden states under the teacher's head.
+        codec: float32, float16, int8, topk:K ...; topk:64 for causal-lm, else float16.
+        columns: columns of a table, such as text=body.
+        max_length: longest text in tokens.
+        batch_size: samples that the teacher is asked about at once.
+        teacher_precision: bfloat16 halves the teacher's time where the processor supports it.
+        seed: of the split into training and held-out samples; distill has to use the same.
         allow_py: let py: references run code.
     """
+    from limbeck.job.settings import Settings
     from limbeck.job.signals import write_signals
 
-    _print_json(write_signals(teacher, data, Path(out), task=task, codec=codec, allow_py=allow_py))
+    settings = Settings(
+        teacher, teacher, data, out, task=task, signals=signals, codec=codec, columns=columns or {},
+        max_length=max_length, batch_size=batch_size, teacher_precision=teacher_precision, seed=seed, allow_py=allow_py,
+    )  # fmt: skip
+    _print_json(write_signals(settings))
 
 
 def export(run: str, to: Literal["onnx", "pt2"] = "onnx", out: str | None = None, allow_py: bool = False) -> None:

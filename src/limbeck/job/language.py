@@ -21,19 +21,20 @@ from limbeck.language import (
     SequenceDistiller,
     Sequences,
     Writer,
+    answer_head,
     answer_hidden,
     answer_logits,
-    corrects,
-    has_plain_head,
-    head_of,
+    check_head,
     parse_text,
     writes,
 )
+from limbeck.job.teachers import SignalChoice
 from limbeck.models.chat_input import ChatInput, Counts, Encoded
+from limbeck.models.compare import first_logits
 from limbeck.models.network import Network
+from limbeck.nn.mode import evaluating
 from limbeck.objectives import Objective
-from limbeck.objectives.chunked import HIDDEN, chunked
-from limbeck.signals import Forward
+from limbeck.signals import Forward, move
 from limbeck.sources import Source
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Language:
         prompts: whether the data have prompts that can be answered.
         vocabulary: rows of logits that teacher and student share, where one has padding behind them.
         pad: token that fills up rows.
+        heads: whether losses run the heads, a chunk of rows at a time.
         answers: the teacher's greedy answers to held-out prompts, once it was measured.
     """
 
@@ -62,17 +64,25 @@ class Language:
     prompts: bool
     vocabulary: int | None
     pad: int
+    heads: bool = False
     answers: list[str] = field(default_factory=list)
 
     def writer(self) -> Writer:
         """A new writer, with nothing in its buffer."""
         return parse_text(self.text, self.decoding)
 
-    def forward(self, *, hidden: bool) -> Forward:
-        """How to run a network on a batch of sequences."""
-        if hidden:
-            return functools.partial(answer_hidden, vocabulary=self.vocabulary) if self.vocabulary else answer_hidden
-        return functools.partial(_first_logits, vocabulary=self.vocabulary) if self.vocabulary else answer_logits
+    def forward(self, *, whole: bool = False) -> Forward:
+        """How to run a network on a batch of sequences.
+
+        Args:
+            whole: multiply the logits out.
+        """
+        run: Any = answer_head if self.heads and not whole else answer_logits
+        return run if self.vocabulary is None else first_logits(run, self.vocabulary)
+
+    def teacher_forward(self, signals: SignalChoice) -> Forward:
+        """How to run the teacher for one kind of signals: hidden states are kept alone, caches take whole logits."""
+        return answer_hidden if signals.kind == "hidden" else self.forward(whole=signals.cached)
 
     def loader(
         self, part: str, batch_size: int, *, seed: int = 0, shuffle: bool = False, drop_last: bool = False,
@@ -92,6 +102,10 @@ class Language:
             collate=functools.partial(columns, pad=self.pad, prompts=begin), lengths=[len(one) for one in samples],
             transform=_ready if ready else None,
         )  # fmt: skip
+
+    def learnt(self, part: str) -> int:
+        """Tokens that are learnt of a part, which is how many positions a cache of it holds."""
+        return sum(int(one.learnt.sum()) for one in getattr(self.splits, part).input)
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of all training tokens and of what is learnt of them: what a cache of their signals depends on."""
@@ -178,26 +192,20 @@ def read_decoding(given: Mapping[str, float], tokenizer: Any) -> Decoding:
     return Decoding(int(values["length"]), end, int(pad), values["temperature"], values["top_p"])
 
 
-def in_chunks(
-    language: Language, objective: Objective, student: Network, teacher: Network | None
-) -> tuple[Objective, str]:
-    """The objective on hidden states where it and the networks allow it, and a sentence on what is kept in memory.
-
-    Args:
-        teacher: whose hidden states come too; None where it gives logits, or there is none.
-    """
-    if not has_plain_head(student.module):
-        return objective, "whole logits are kept: the student's logits are more than a linear head gives"
-    head = None
-    # A teacher that corrects texts has to say all its logits anyway.
-    if teacher is not None and not corrects(language.writer()) and has_plain_head(teacher.module):
-        head = head_of(teacher.module, language.vocabulary)
-    outputs: Any = student.module.get_output_embeddings()  # type: ignore[operator]
-    found = chunked(objective, bias=outputs.bias is not None, teacher_head=head)
-    if found is None:
-        return objective, "whole logits are kept: a part of the objective needs them"
-    who = "of neither network" if head is not None or not found.needs.teacher else "not of the student"
-    return found, f"heads run a chunk of rows at a time: whole logits are kept {who}"
+def heads_in_chunks(language: Language, networks: Sequence[Network]) -> str:
+    """Whether the networks' heads are left to the losses; sets ``language.heads`` and says what is kept in memory."""
+    samples: Any = language.splits.train.input[:2]  # type: ignore[index]
+    batch = _ready({"input": columns(samples, pad=language.pad, prompts=False), "id": language.splits.train.id[:2]})
+    try:
+        for network in networks:
+            device = next(network.module.parameters()).device
+            with evaluating(network.module):
+                check_head(network.module, move(batch, device))
+    except UserError as error:
+        language.heads = False
+        return f"whole logits of student and teacher are kept ({error})"
+    language.heads = True
+    return "heads run a chunk of rows at a time: no whole logits are kept where the objective allows it"
 
 
 def language_distiller(
@@ -210,7 +218,7 @@ def language_distiller(
     return SequenceDistiller(
         plan.student.module, objective, teacher,
         writer=parse_text(language.text if text is None else text, language.decoding), seed=plan.settings.seed,
-        optimizer=plan.optimizer, forward=language.forward(hidden=HIDDEN in objective.needs.student),
+        optimizer=plan.optimizer, forward=language.forward(),
     )  # fmt: skip
 
 
@@ -226,7 +234,3 @@ def _opens(one: Encoded, writer: Writer) -> bool:
 
 def _ready(batch: dict[str, Any]) -> dict[str, Any]:
     return {**Sequences.of(batch["input"]).batch(), "id": batch["id"]}
-
-
-def _first_logits(model: Any, batch: Any, vocabulary: int) -> dict[str, Tensor]:
-    return {"logits": answer_logits(model, batch)["logits"][..., :vocabulary]}

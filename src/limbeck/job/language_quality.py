@@ -37,7 +37,7 @@ def assess_language(plan: Plan, network: Network, part: str) -> Assessment:
     teacher = plan.teacher if part == "test" and network is not plan.teacher else None
     totals, tokens = {"nll": 0.0, "kl": 0.0, "agreement": 0.0}, 0
     device = next(network.module.parameters()).device
-    run = language.forward(hidden=False)
+    run = language.forward(whole=True)
     longest = max(len(one) for one in getattr(language.splits, part).input)
     with evaluating(network.module), torch.inference_mode():
         for given in language.loader(part, max(1, _TOKENS // longest), ready=True):

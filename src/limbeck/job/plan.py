@@ -14,15 +14,14 @@ from limbeck.data.references import DataSet, load_data
 from limbeck.data.split import input_length
 from limbeck.engine import OptimizerSettings
 from limbeck.errors import UserError
-from limbeck.job.language import Language, in_chunks, read_language
+from limbeck.job.language import Language, heads_in_chunks, read_language
 from limbeck.job.references import as_data, as_network
 from limbeck.job.settings import Settings
-from limbeck.job.teachers import SIGNALS, SignalChoice, language_signals, parse_signals
+from limbeck.job.teachers import SignalChoice, language_signals, parse_signals
 from limbeck.measure import parameters
 from limbeck.models.compare import shared_vocabulary
 from limbeck.models.references import Network, compare_labels, compare_tokenizers
 from limbeck.objectives import Objective
-from limbeck.objectives.chunked import HIDDEN
 from limbeck.objectives.text import parse_objective
 
 #: What decides whether a student is any good, by task: a measure, and whether more is better.
@@ -136,11 +135,9 @@ def make_plan(settings: Settings) -> Plan:
     augment = choose("augment", _checked_augment(settings, data), _augment)
     signals = _choose_signals(choose, settings, task, augment, epochs, objective, language)
     if language is not None:
-        gives_hidden = teacher if signals.kind in ("live", "hidden") else None
-        objective, memory = in_chunks(language, objective, student, gives_hidden)
-        choose.note("memory", [memory])
-        if signals.kind == "hidden" and HIDDEN not in objective.needs.teacher:
-            raise UserError("signals", "hidden", [kind for kind in SIGNALS if kind != "hidden"], memory)
+        choose.note("memory", [heads_in_chunks(language, [student, teacher])])
+        if signals.kind == "hidden" and not language.heads:
+            raise UserError("signals", "hidden", "live or cache", choose.choices[-1].reason)
     baseline = choose("baseline", _unless_auto(settings.baseline), _baseline, task, data)
     if baseline == "trained" and not _can_train_alone(task, data):
         raise UserError("baseline", "trained", ("untrained", "none"), "the data have no targets to train on alone")

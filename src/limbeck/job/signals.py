@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from limbeck.job.plan import make_plan
 from limbeck.job.progress import Progress
 from limbeck.job.settings import Settings
-from limbeck.job.train import cached_teacher, teaching
+from limbeck.job.train import cached_teacher, kept_signals, teaching
 
 
-def write_signals(
-    teacher: str, data: str, out: Path, *, task: str | None, codec: str, allow_py: bool, quiet: bool = False
-) -> dict[str, Any]:
-    """Fill the cache ``out`` and describe it; a later ``distill`` with ``--cache OUT`` finds every sample there."""
-    # The teacher stands in for a student: a plan also checks that teacher and data fit together.
-    settings = Settings(teacher=teacher, student=teacher, data=data, out=str(out), task=task, allow_py=allow_py)
-    plan = make_plan(settings)
+def write_signals(settings: Settings, quiet: bool = False) -> dict[str, Any]:
+    """Fill the cache ``settings.out`` and describe it; a later ``distill`` with ``--cache`` finds every sample there.
+
+    ``settings.student`` is left open: the teacher stands in for it, so that a plan also checks that teacher and data
+    fit together.
+    """
+    out = Path(settings.out)
+    plan = make_plan(replace(settings, student=settings.teacher, signals=settings.signals or "cache"))
     with teaching(plan) as live:
-        cached_teacher(plan, out, live, Progress(quiet), codec=codec)
+        cached_teacher(plan, out, live, Progress(quiet))
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     samples = len(plan.data.splits.train)
-    return {
+    found = {
         "folder": str(out),
         "samples": samples,
-        "signals": list(plan.objective.needs.teacher),
-        "codec": codec,
+        "signals": list(kept_signals(plan)),
+        "codec": plan.codec,
         "bytes": size,
         "bytes_per_sample": size / samples,
     }
+    if plan.language is not None:
+        tokens = plan.language.learnt("train")
+        found |= {"tokens": tokens, "bytes_per_token": size / tokens}
+    return found

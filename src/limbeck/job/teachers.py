@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from limbeck.errors import UserError
 from limbeck.language import Writer, writes
+from limbeck.nn.output_head import OutputHead
 from limbeck.objectives import Objective
+from limbeck.sources import HeadApplied, Source
+
+if TYPE_CHECKING:
+    from limbeck.job.plan import Plan
 
 #: Kinds of ``--signals`` and what they mean.
 SIGNALS = {
@@ -73,3 +79,14 @@ def language_signals(
     if asked is not None:
         return asked, "as given"
     return SignalChoice("live"), "exact; --signals cache asks once and keeps the largest log-probabilities"
+
+
+def with_head(plan: Plan, source: Source) -> Source:
+    """Logits of a cache, where it holds hidden states: through the teacher's head."""
+    language = plan.language
+    if plan.signals.kind != "hidden" or language is None:
+        return source
+    head = OutputHead.of(plan.teacher.module)
+    if language.vocabulary is not None:
+        head = head.map(lambda tensor: tensor[: language.vocabulary])
+    return HeadApplied(source, head, whole=False)

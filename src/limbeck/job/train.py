@@ -17,12 +17,12 @@ from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
 from limbeck.engine import Distiller, History, fit
 from limbeck.job.assess import assess, text_lengths
-from limbeck.job.language import in_chunks, language_distiller
+from limbeck.job.language import language_distiller
 from limbeck.job.plan import Plan
 from limbeck.job.progress import Progress
+from limbeck.job.teachers import with_head
 from limbeck.objectives import CrossEntropy, InfoNCE, Objective, TargetMSE
-from limbeck.objectives.chunked import HIDDEN
-from limbeck.signals import Batch, Forward
+from limbeck.signals import Batch, Forward, HeadLogits
 from limbeck.sources import Cached, Live, Source
 
 
@@ -89,15 +89,15 @@ def teaching(plan: Plan) -> Iterator[Live]:
     network = plan.teacher
     forward, name = network.forward, network.forward_name
     if plan.language is not None:
-        forward = plan.language.forward(hidden=HIDDEN in plan.objective.needs.teacher)
-        # Hidden states and logits are two signals of one teacher: a cache of either says which it holds.
+        forward = plan.language.teacher_forward(plan.signals)
+        # Logits multiplied out or not are the same teacher.
         name = f"sequences[:{plan.language.vocabulary or ''}]"
 
     def run(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         if not plan.teacher_bfloat16:
             return forward(module, batch)
         with torch.autocast(next(module.parameters()).device.type, torch.bfloat16):
-            return {name: value.float() for name, value in forward(module, batch).items()}
+            return {name: _in_full(value) for name, value in forward(module, batch).items()}
 
     # A teacher re-ordered, or in another precision, is another teacher to whoever asks for its fingerprint.
     run.__qualname__ = f"{name}{'[bfloat16]' if plan.teacher_bfloat16 else ''}"
@@ -106,6 +106,11 @@ def teaching(plan: Plan) -> Iterator[Live]:
         yield source
     finally:
         source.taps.close()
+
+
+def _in_full(value: Any) -> Any:
+    """A teacher's answer in float32; the head of logits that are not multiplied out is so already."""
+    return value.map(Tensor.float) if isinstance(value, HeadLogits) else value.float()
 
 
 def cached_teacher(plan: Plan, folder: Path, live: Live, progress: Progress) -> Source:
@@ -127,7 +132,13 @@ def cached_teacher(plan: Plan, folder: Path, live: Live, progress: Progress) -> 
         # The run that is being replaced had another teacher or other data.
         shutil.rmtree(folder)
         _fill(plan, folder, live, loader, fingerprint, progress)
-    return Cached(folder, expect={"teacher": live.fingerprint(), **fingerprint})
+    source = Cached(folder, expect={"teacher": live.fingerprint(), **fingerprint})
+    return with_head(plan, source)
+
+
+def kept_signals(plan: Plan) -> tuple[str, ...]:
+    """Names of what a cache of the plan's teacher holds."""
+    return ("hidden",) if plan.signals.kind == "hidden" else plan.objective.needs.teacher
 
 
 def _fill(
@@ -138,17 +149,18 @@ def _fill(
     fingerprint: Mapping[str, str],
     progress: Progress,
 ) -> None:
+    needs = kept_signals(plan)
     with progress.bar("teacher signals", loader.samples) as advance:
         write_cache(
             live,
             loader,
             folder,
-            plan.objective.needs.teacher,
+            needs,
             codec=plan.codec,
             fingerprint=fingerprint,
             progress=lambda seen, added: advance(seen),
             # Of a text the tokens that are learnt are kept, whatever they are padded with.
-            ragged=plan.objective.needs.teacher if plan.language is not None else (),
+            ragged=needs if plan.language is not None else (),
         )
 
 
@@ -163,8 +175,6 @@ def train_baseline(plan: Plan, start: Mapping[str, Tensor], out: Path | None, pr
     if plan.task == "embedding":
         return _train_on_pairs(plan, out, progress)
     objective: Objective = TargetMSE() if plan.task == "regression" else CrossEntropy()
-    if plan.language is not None:
-        objective, _ = in_chunks(plan.language, objective, plan.student, None)
     return _train(plan, objective, None, out, progress, "without distillation", {})
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from limbeck.language.distiller import SequenceDistiller, check_tokenizers
 from limbeck.language.generation import Decoding, choose, generate
-from limbeck.language.heads import answer_hidden, has_plain_head, head_of
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
-from limbeck.language.sequences import Sequences, answer_logits, left_aligned, positions
+from limbeck.language.sequences import (
+    Sequences,
+    answer_head,
+    answer_hidden,
+    answer_logits,
+    check_head,
+    left_aligned,
+    positions,
+)
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
-from limbeck.language.text import corrects, parse_text, writes
+from limbeck.language.text import parse_text, writes
 from limbeck.language.writers import (
     AdaptiveShare,
     DataText,
@@ -43,15 +50,14 @@ __all__ = [
     "StoredText",
     "WindowSpans",
     "Writer",
+    "answer_head",
     "answer_hidden",
     "answer_logits",
+    "check_head",
     "check_tokenizers",
     "choose",
     "corrected_prefix",
-    "corrects",
     "generate",
-    "has_plain_head",
-    "head_of",
     "left_aligned",
     "locate",
     "parse_text",

@@ -69,7 +69,9 @@ class SequenceDistiller(Distiller):
 
     def _joined(self, text: Sequences, given: Sequences, batch: Batch, views: Tensor) -> dict[str, Any]:
         made, data = text.batch(), given.batch()
-        return {**made, "id": batch["id"], "draws": views, "data": made if text is given else data}
+        # Other columns go on with their samples: a teacher may be chosen by one.
+        others = {name: value for name, value in batch.items() if name not in ("input", "target", "mask")}
+        return {**others, **made, "draws": views, "data": made if text is given else data}
 
     def student_signals(self, batch: Batch) -> Signals:
         signals = super().student_signals(batch)

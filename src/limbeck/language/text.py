@@ -60,11 +60,6 @@ def writes(writer: Writer) -> bool:
     return not isinstance(writer, DataText)
 
 
-def corrects(writer: Writer) -> bool:
-    """Whether the teacher's whole logits are asked for while writing."""
-    return isinstance(writer, Revised) or (isinstance(writer, (Mixed, Replayed)) and corrects(writer.writer))
-
-
 def _writer(given: Writer | None, usual: Writer) -> Writer:
     if given is None:
         return usual

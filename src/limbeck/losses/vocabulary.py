@@ -47,6 +47,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
+    finish: Callable[[Tensor], Tensor] | None = None,
     chunk: int | None = None,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
@@ -65,6 +66,7 @@ def linear_cross_entropy(
         target: integer labels ``[...]``.
         bias: ``[vocabulary]`` of the head.
         label_smoothing, ignore_index: see :func:`~limbeck.losses.classification.cross_entropy`.
+        finish: what some rows' logits go through before the softmax, such as ``HeadLogits.finish``.
         chunk: rows whose logits exist at a time; by default about 64 MiB of them.
         mask, weight, reduction, denominator: see :func:`~limbeck.losses.reduce.reduce_rows`. With
             ``reduction="none"``, or a ``weight`` or ``denominator`` that needs a gradient, the logits are
@@ -84,9 +86,11 @@ def linear_cross_entropy(
     )
 
     def compare(logits: Tensor, target: Tensor) -> Tensor:
+        logits = logits if finish is None else finish(logits)
         return cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="none")
 
-    given = Rows(compare, (target,), overwrite=_softmax_minus_label if label_smoothing == 0 else None)
+    plain = label_smoothing == 0 and finish is None
+    given = Rows(compare, (target,), overwrite=_softmax_minus_label if plain else None)
     return reduce_chunked(
         hidden, head_weight, bias, given, chunk=chunk,
         mask=mask, weight=weight, reduction=reduction, denominator=denominator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from limbeck.cache.fingerprint import fingerprint_tokenizer
 from limbeck.errors import UserError
 from limbeck.models.network import Network
-from limbeck.signals import Batch, Forward
+from limbeck.signals import Batch, Forward, HeadLogits
 
 
 def compare_labels(network: Network, labels: Sequence[str] | int | None, *, key: str = "teacher labels") -> str:
@@ -119,9 +120,9 @@ def compare_tokenizers(teacher: Network, student: Network, *, key: str = "studen
 
 
 def shared_vocabulary(teacher: Network, student: Network) -> int | None:
-    """Tokens that both networks answer for, where the two pad their vocabularies differently; else None."""
-    rows = (_vocabulary_rows(teacher), _vocabulary_rows(student))
-    return None if rows[0] == rows[1] or None in rows else len(teacher.tokenizer)
+    """Tokens that both networks answer for, where one of them has padding behind its vocabulary; else None."""
+    size, rows = len(student.tokenizer), (_vocabulary_rows(teacher), _vocabulary_rows(student))
+    return size if any(row is not None and row > size for row in rows) else None
 
 
 def first_logits(forward: Forward, size: int) -> Forward:
@@ -129,7 +130,11 @@ def first_logits(forward: Forward, size: int) -> Forward:
 
     def run(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         signals = forward(model, batch)
-        return {**signals, "logits": signals["logits"][..., :size]}
+        logits: Any = signals["logits"]
+        if not isinstance(logits, HeadLogits):
+            return {**signals, "logits": logits[..., :size]}
+        bias = None if logits.bias is None else logits.bias[:size]
+        return {**signals, "logits": replace(logits, weight=logits.weight[:size], bias=bias)}
 
     run.__qualname__ = f"{forward.__qualname__}[:{size}]"
     return run

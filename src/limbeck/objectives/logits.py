@@ -9,12 +9,16 @@ from torch import Tensor
 from limbeck import losses
 from limbeck.errors import UserError
 from limbeck.objectives.base import LossFunction, Needs, Objective, check_options, is_batchwise, row_options
+from limbeck.objectives.heads import chunked
 from limbeck.schedules import Schedule
-from limbeck.signals import Batch, Signals, dense
+from limbeck.signals import Batch, HeadLogits, Signals, dense
 
 
 class LogitObjective(Objective):
     """Any loss of student logits against teacher logits.
+
+    Where the student's logits are not multiplied out (:class:`~limbeck.signals.HeadLogits`) and the teacher's are not
+    or are sparse, a divergence is worked out a chunk of rows at a time, so that memory is flat in the vocabulary's size.
 
     Args:
         loss: a function of :mod:`limbeck.losses` that takes ``(student_logits, teacher_logits, **options)``.
@@ -41,7 +45,12 @@ class LogitObjective(Objective):
         self.needs = Needs(student=student, teacher=teacher, target=with_target)
 
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        options = {k: self.now(v) if isinstance(v, Schedule) else v for k, v in self.options.items()}
+        found = chunked(self.loss, student[self.needs.student[0]], teacher[self.needs.teacher[0]], options, batch)
+        if found is not None:
+            return {self.name: found}
         ours, theirs = dense(student, self.needs.student[0]), teacher[self.needs.teacher[0]]
+        theirs = theirs.to_dense() if isinstance(theirs, HeadLogits) else theirs
         if isinstance(theirs, Tensor) and ours.shape != theirs.shape:
             raise UserError(
                 f"{self.name} shapes",
@@ -49,7 +58,6 @@ class LogitObjective(Objective):
                 "equal shapes",
                 "student and teacher must share one label space, class for class",
             )
-        options = {k: self.now(v) if isinstance(v, Schedule) else v for k, v in self.options.items()}
         if self.needs.target:
             options["target"] = batch["target"]
         return {self.name: self.loss(ours, theirs, **options, **row_options(batch))}
