@@ -16,6 +16,7 @@ from limbeck.engine.fit import choose_strategy
 from limbeck.errors import UserError, first_line, require
 from limbeck.job.plan import Plan
 from limbeck.job.settings import Settings
+from limbeck.job.teachers import with_head
 from limbeck.job.train import distiller_of, loader_of
 from limbeck.models.references import split_reference
 from limbeck.objectives.text import parse_objective
@@ -67,7 +68,7 @@ def check_step(plan: Plan, live: Live) -> None:
     """Run teacher, student and objective once on a few samples: what does not fit together shows here."""
     few = plan.data.splits.train.subset(range(min(4, len(plan.data.splits.train))))
     batch = loader_of(plan, few, shuffle=True, live_teacher=True, batch_size=len(few)).peek()
-    teacher = live if plan.objective.needs.teacher else None
+    teacher = with_head(plan, live) if plan.objective.needs.teacher else None
     # A copy: the projectors that this step makes are not those that learn.
     trial = distiller_of(plan, copy.deepcopy(plan.objective), teacher, taps=plan.student_taps)
     try:

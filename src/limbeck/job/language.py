@@ -31,6 +31,7 @@ from limbeck.language import (
 from limbeck.job.teachers import SignalChoice
 from limbeck.models.chat_input import ChatInput, Counts, Encoded
 from limbeck.models.compare import first_logits
+from limbeck.models.hf_networks import quiet
 from limbeck.models.network import Network
 from limbeck.nn.mode import evaluating
 from limbeck.objectives import Objective
@@ -149,7 +150,8 @@ def read_language(
     raw, encoded, notes = {}, {}, list[str]()
     for part in _PARTS:
         split: Split = getattr(data.splits, part)
-        rows = [prepare.encode(sample) for sample in split.input]
+        with quiet():
+            rows = [prepare.encode(sample) for sample in split.input]
         counts = Counts.of(rows)
         # A student that writes learns from prompts too.
         good = [place for place, one in enumerate(rows) if len(one) > 1 and (bool(one.learnt.any()) or _opens(one, writer))]

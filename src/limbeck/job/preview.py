@@ -14,6 +14,7 @@ from torch import nn
 from limbeck.engine import fit
 from limbeck.job.plan import Plan, frozen_copy
 from limbeck.job.progress import Progress
+from limbeck.job.teachers import with_head
 from limbeck.job.train import distiller_of, loader_of, trainer_settings
 from limbeck.measure import parameters, state_bytes
 from limbeck.report.tables import format_duration, format_value
@@ -26,7 +27,7 @@ _STEPS = 6
 def preview(plan: Plan, live: Live, progress: Progress) -> dict[str, Any]:
     """Take a few steps as training would take them, time them, and put the student's weights back."""
     before = frozen_copy(plan.student.module)
-    teacher = _Timed(live)
+    teacher = _Timed(with_head(plan, live))
     loader = loader_of(plan, plan.data.splits.train, shuffle=True, live_teacher=True)
     distiller = distiller_of(plan, plan.objective, teacher, taps=plan.student_taps)
     steps = _Steps(teacher)
@@ -57,7 +58,7 @@ def preview(plan: Plan, live: Live, progress: Progress) -> dict[str, Any]:
 class _Timed(Source):
     """The teacher, with a watch."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Source) -> None:
         self.live = live
         self.seconds = self.bytes_per_sample = 0.0
 

@@ -59,6 +59,7 @@ def as_network(
     return load_network(
         given, task=task, key=key, allow_py=settings.allow_py, labels=labels, teacher=teacher,
         max_length=settings.max_length, sample=data.splits.train.input[0],  # type: ignore[index]
+        samples=data.splits.train.input,
     )  # fmt: skip
 
 
