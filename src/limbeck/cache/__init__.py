@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from limbeck.cache.build import position_mask, write_cache
-from limbeck.cache.codecs import Codec, codec
+from limbeck.cache.codecs import codec
+from limbeck.cache.contract import Codec
+from limbeck.cache.costs import Estimate, estimate
 from limbeck.cache.errors import (
     BadSignals,
     CacheError,
@@ -24,6 +26,7 @@ from limbeck.cache.fingerprint import (
     fingerprint_text,
     fingerprint_tokenizer,
 )
+from limbeck.cache.frontier import Frontier, Point
 from limbeck.cache.manifest import Manifest, Shard, SignalSpec
 from limbeck.cache.reader import CacheReader
 from limbeck.cache.writer import CacheWriter
@@ -36,15 +39,19 @@ __all__ = [
     "Codec",
     "DiskFull",
     "EmptyCache",
+    "Estimate",
     "ForeignCache",
+    "Frontier",
     "LockedCache",
     "Manifest",
     "MissingSamples",
+    "Point",
     "Shard",
     "SignalSpec",
     "StaleCache",
     "TornCache",
     "codec",
+    "estimate",
     "fingerprint_file",
     "fingerprint_module",
     "fingerprint_of",

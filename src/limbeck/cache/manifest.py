@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from limbeck.cache.codecs import Codec, codec
+from limbeck.cache.codecs import codec
+from limbeck.cache.contract import Codec
 from limbeck.cache.errors import ForeignCache, StaleCache, TornCache
 from limbeck.cache.files import write_whole
 from limbeck.cache.fingerprint import fingerprint_file

@@ -179,12 +179,18 @@ class CacheReader:
     def _signal(
         self, name: str, spec: SignalSpec, plan: Plan, layout: Layout | None, device: torch.device | str
     ) -> Tensor | SparseLogits:
-        prefix = f"signal/{name}/"
+        prefix, streams = f"signal/{name}/", self._codecs[name].streams
         parts: dict[str, Tensor] = {}
         for part in (key for key in self._arrays(plan.shards[0] if plan.shards else 0) if key.startswith(prefix)):
+            if part.endswith("/end"):
+                continue
             stored = [self._arrays(shard)[part] for shard in plan.shards]
             like = stored[0] if stored else self._arrays(0)[part]
-            joined = plan.gather(stored, like) if layout is None else layout.gather(stored, like)
+            if part.removeprefix(prefix) in streams:
+                ends = [self._arrays(shard)[f"{part}/end"] for shard in plan.shards]
+                joined = plan.gather_bytes(stored, ends, like, ordered=layout is None)
+            else:
+                joined = plan.gather(stored, like) if layout is None else layout.gather(stored, like)
             tensor = torch.from_numpy(joined)
             if self._dtypes[part] == torch.bfloat16:
                 tensor = tensor.view(torch.bfloat16)

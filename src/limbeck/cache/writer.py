@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from limbeck.cache.checks import bad_elements, encode, keys_of, rows_of, specs_of, words_of
-from limbeck.cache.codecs import Codec, codec
+from limbeck.cache.codecs import codec
+from limbeck.cache.contract import Codec
 from limbeck.cache.errors import BadSignals, ForeignCache, StaleCache
 from limbeck.cache.files import ASIDE, LOCK, FolderLock, write_whole
 from limbeck.cache.index import Int64
@@ -124,7 +125,12 @@ class CacheWriter:
             parts.update({f"{name}/{part}": row for part, row in encode(value, positions, spec).items()})
         lengths = None if counted is None or not self.ragged else counted.sum(1)
         self.manifest.signals, self.manifest.views = specs, views is not None
-        rows = Rows.of(keys[fresh], seeds[fresh], parts, lengths, {n for n in specs if specs[n].ragged})
+        streams = {
+            f"{name}/{stream}": f"{name}/{counting}"
+            for name, spec in specs.items()
+            for stream, counting in spec.open().streams.items()
+        }
+        rows = Rows.of(keys[fresh], seeds[fresh], parts, lengths, {n for n in specs if specs[n].ragged}, streams)
         self._pending.append(rows)
         self._done.add(keys[fresh], seeds[fresh])
         while sum(len(rows) for rows in self._pending) >= self._shard_rows:

@@ -209,12 +209,14 @@ def _as_stored(value: Tensor | SparseLogits, spec: SignalSpec, batch: Batch) -> 
     if not spec.ragged:
         return codec.decode(codec.encode(value), spec.shape)
     mask = position_mask(batch)
-    flat = value.map(lambda t: t.flatten(0, 1)) if isinstance(value, SparseLogits) else value.flatten(0, 1)
-    decoded = codec.decode(codec.encode(flat), spec.shape)
+    # What stands at other positions may be anything, and is not stored.
+    counted = value.map(lambda t: t[mask.to(t.device)]) if isinstance(value, SparseLogits) else value[mask.to(value.device)]
+    decoded = codec.decode(codec.encode(counted), spec.shape)
 
     def place(rows: Tensor) -> Tensor:
-        counted = mask.to(rows.device).reshape(-1, *[1] * (rows.dim() - 1))
-        return torch.where(counted, rows, torch.zeros_like(rows)).reshape(*mask.shape, *rows.shape[1:])
+        placed = rows.new_zeros(*mask.shape, *rows.shape[1:])
+        placed[mask.to(rows.device)] = rows
+        return placed
 
     return decoded.map(place) if isinstance(decoded, SparseLogits) else place(decoded)
 
