@@ -1,4 +1,4 @@
-"""Settings written as expressions, such as ``0.1 * cross_entropy + 0.9 * kl(temperature=4)``, read without running code."""
+"""Settings written as expressions, such as ``0.9 * kl(temperature=4)`` or ``mix(student=0.5)``, without running code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 from limbeck.errors import UserError
 
 
-def read_expression(text: str, names: Mapping[str, Callable[..., Any]], *, key: str, form: str, sums: bool = True) -> Any:
+def read_expression(
+    text: str, names: Mapping[str, Callable[..., Any]], *, key: str, form: str, sums: bool = True
+) -> Any:
     """What ``text`` stands for: calls of ``names`` with numbers, texts and further calls as arguments.
 
     Args:

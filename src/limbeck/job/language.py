@@ -1,4 +1,4 @@
-"""The texts of a language model's job: tokens with what is learnt, batches of them, and the distiller that reads them."""
+"""The texts of a language model's job: tokens with what is learnt, their batches, and the distiller that reads them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from limbeck.data.loaders import TensorLoader
 from limbeck.data.references import DataSet
 from limbeck.data.split import Split, Splits
 from limbeck.errors import LimbeckError, UserError
+from limbeck.job.teachers import ROUTE, SignalChoice
 from limbeck.language import (
     Decoding,
     SequenceDistiller,
@@ -28,7 +29,6 @@ from limbeck.language import (
     parse_text,
     writes,
 )
-from limbeck.job.teachers import SignalChoice
 from limbeck.models.chat_input import ChatInput, Counts, Encoded
 from limbeck.models.compare import first_logits
 from limbeck.models.hf_networks import quiet
@@ -98,8 +98,11 @@ class Language:
         split: Split = getattr(self.splits, part)
         samples: Any = split.input
         begin = writes(self.writer()) if prompts is None else prompts
+        given: dict[str, Any] = {"input": samples, "id": split.id}
+        if self.routes:
+            given[ROUTE] = [one.teacher for one in samples]
         return TensorLoader(
-            split, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last,
+            given, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last,
             collate=functools.partial(columns, pad=self.pad, prompts=begin), lengths=[len(one) for one in samples],
             transform=_ready if ready else None,
         )  # fmt: skip
@@ -107,6 +110,11 @@ class Language:
     def learnt(self, part: str) -> int:
         """Tokens that are learnt of a part, which is how many positions a cache of it holds."""
         return sum(int(one.learnt.sum()) for one in getattr(self.splits, part).input)
+
+    @property
+    def routes(self) -> set[str]:
+        """Names of teachers that texts go to; empty where texts are not routed."""
+        return {one.teacher for one in self.splits.train.input} - {""}  # type: ignore[union-attr]
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of all training tokens and of what is learnt of them: what a cache of their signals depends on."""
@@ -154,7 +162,9 @@ def read_language(
             rows = [prepare.encode(sample) for sample in split.input]
         counts = Counts.of(rows)
         # A student that writes learns from prompts too.
-        good = [place for place, one in enumerate(rows) if len(one) > 1 and (bool(one.learnt.any()) or _opens(one, writer))]
+        good = [
+            place for place, one in enumerate(rows) if len(one) > 1 and (bool(one.learnt.any()) or _opens(one, writer))
+        ]
         notes += [f"{part}: {line}" for line in counts.describe(prepare.max_length)]
         if len(good) < len(rows):
             notes.append(f"{part}: {len(rows) - len(good)} texts without a token to learn are left out")
@@ -235,4 +245,6 @@ def _opens(one: Encoded, writer: Writer) -> bool:
 
 
 def _ready(batch: dict[str, Any]) -> dict[str, Any]:
-    return {**Sequences.of(batch["input"]).batch(), "id": batch["id"]}
+    # Texts have one view, and a cache one row for it.
+    others = {name: value for name, value in batch.items() if name != "view"}
+    return {**others, **Sequences.of(batch["input"]).batch()}

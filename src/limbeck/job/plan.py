@@ -15,9 +15,9 @@ from limbeck.data.split import input_length
 from limbeck.engine import OptimizerSettings
 from limbeck.errors import UserError
 from limbeck.job.language import Language, heads_in_chunks, read_language
-from limbeck.job.references import as_data, as_network
+from limbeck.job.references import as_data, as_network, as_teachers
 from limbeck.job.settings import Settings
-from limbeck.job.teachers import SignalChoice, language_signals, parse_signals
+from limbeck.job.teachers import SignalChoice, check_teachers, language_signals, parse_signals
 from limbeck.measure import parameters
 from limbeck.models.compare import shared_vocabulary
 from limbeck.models.references import Network, compare_labels, compare_tokenizers
@@ -55,7 +55,7 @@ class Plan:
 
     settings: Settings
     task: str
-    teacher: Network
+    teachers: dict[str, Network]
     student: Network
     data: DataSet
     objective: Objective
@@ -71,6 +71,11 @@ class Plan:
     teacher_taps: dict[str, str] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     language: Language | None = None
+
+    @property
+    def teacher(self) -> Network:
+        """The first teacher, which students are compared with."""
+        return next(iter(self.teachers.values()))
 
     @property
     def cached(self) -> bool:
@@ -116,28 +121,35 @@ def make_plan(settings: Settings) -> Plan:
     choose = _Chooser()
     data = as_data(settings, load_data)
     task = choose("task", settings.task, _task, data)
-    teacher = as_network(settings, "teacher", task, data)
+    teachers = as_teachers(settings, task, data)
+    teacher = next(iter(teachers.values()))
     labels = data.labels or teacher.labels
     student = as_network(settings, "student", task, data, teacher=teacher, labels=labels)
     choose.note("data", data.notes)
     choose.note("teacher", teacher.notes)
     choose.note("student", [note for note in student.notes if note not in teacher.notes])
-    choose.note("matched", _check_fit(task, teacher, student, data))
+    for one in teachers.values():
+        choose.note("matched", _check_fit(task, one, student, data))
     language = None
     if task == "causal-lm":
-        language, data, notes = read_language(data, student, settings.text, settings.decoding, shared_vocabulary(teacher, student))
+        language, data, notes = read_language(
+            data, student, settings.text, settings.decoding, shared_vocabulary(teacher, student)
+        )
         choose.note("text", notes)
     objective = parse_objective(choose("objective", settings.objective, _objective, task, teacher, student, data))
     student_taps, teacher_taps = _taps(task, settings, choose)
     batch_size = choose("batch_size", settings.batch_size, _batch_size, data)
     lr = choose("lr", settings.lr, _learning_rate, student)
     epochs = choose("epochs", settings.epochs, _epochs, len(data.splits.train), student)
-    augment = choose("augment", _checked_augment(settings, data), _augment)
+    augment = False
+    if data.modality != "text" or settings.augment:
+        augment = choose("augment", _checked_augment(settings, data), _augment)
     signals = _choose_signals(choose, settings, task, augment, epochs, objective, language)
     if language is not None:
-        choose.note("memory", [heads_in_chunks(language, [student, teacher])])
+        choose.note("memory", [heads_in_chunks(language, [student, *teachers.values()])])
         if signals.kind == "hidden" and not language.heads:
             raise UserError("signals", "hidden", "live or cache", choose.choices[-1].reason)
+    choose.note("teachers", check_teachers(teachers, settings.teacher_weights, signals, language))
     baseline = choose("baseline", _unless_auto(settings.baseline), _baseline, task, data)
     if baseline == "trained" and not _can_train_alone(task, data):
         raise UserError("baseline", "trained", ("untrained", "none"), "the data have no targets to train on alone")
@@ -145,7 +157,7 @@ def make_plan(settings: Settings) -> Plan:
     teaching = choose("teacher precision", _unless_auto(settings.teacher_precision), _teacher_precision, teacher)
     optimizer = OptimizerSettings(settings.optimizer, lr, settings.weight_decay, settings.schedule, settings.warmup)
     plan = Plan(
-        settings, task, teacher, student, data, objective, optimizer, min(batch_size, len(data.splits.train)), epochs,
+        settings, task, teachers, student, data, objective, optimizer, min(batch_size, len(data.splits.train)), epochs,
         signals, augment, baseline, precision, teaching == "bfloat16", student_taps, teacher_taps, choose.choices,
         language,
     )  # fmt: skip
@@ -296,7 +308,11 @@ def _signals(
         raise UserError("cache", settings.cache or str(asked), "off", live)
     if asked is not None:
         return asked, "as given"
-    return (SignalChoice("live"), live) if live else (SignalChoice("cache"), f"the teacher answers once for {epochs} epochs")
+    return (
+        (SignalChoice("live"), live)
+        if live
+        else (SignalChoice("cache"), f"the teacher answers once for {epochs} epochs")
+    )
 
 
 def _baseline(task: str, data: DataSet) -> tuple[str, str]:

@@ -22,7 +22,8 @@ class Settings:
     """Settings of ``limbeck distill``.
 
     Args:
-        teacher: the network to learn from: hf:NAME_OR_FOLDER, timm:NAME, pt2:FILE or py:package.module:callable.
+        teacher: the network to learn from: hf:NAME_OR_FOLDER, timm:NAME, pt2:FILE or py:package.module:callable. For
+            causal-lm also several: a list, given again, or NAME=REFERENCE for each.
         student: the same forms, or a part of the teacher: slice:layers=0,5 or width:hidden_size=192.
         data: folder:DIR of images by class, parquet:, csv: or jsonl:FILE, hf:DIR, testbed:NAME or py:.
         out: folder for the student, its report and everything to resume from.
@@ -134,5 +135,6 @@ class Settings:
         values = dataclasses.asdict(dataclasses.replace(self, teacher="", student="", data=""))
         for key in ("teacher", "student", "data"):
             given = getattr(self, key)
-            values[key] = given if isinstance(given, str) else f"<{type(given).__name__}>"
+            several = isinstance(given, (list, tuple)) and all(isinstance(one, str) for one in given)
+            values[key] = list(given) if several else given if isinstance(given, str) else f"<{type(given).__name__}>"
         return values

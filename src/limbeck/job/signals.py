@@ -9,7 +9,9 @@ from typing import Any
 from limbeck.job.plan import make_plan
 from limbeck.job.progress import Progress
 from limbeck.job.settings import Settings
-from limbeck.job.train import cached_teacher, kept_signals, teaching
+from limbeck.job.teachers import teaching
+from limbeck.job.train import cache_costs, cached_teacher, kept_signals
+from limbeck.report.tables import format_duration, format_value
 
 
 def write_signals(settings: Settings, quiet: bool = False) -> dict[str, Any]:
@@ -20,8 +22,15 @@ def write_signals(settings: Settings, quiet: bool = False) -> dict[str, Any]:
     """
     out = Path(settings.out)
     plan = make_plan(replace(settings, student=settings.teacher, signals=settings.signals or "cache"))
+    progress = Progress(quiet)
     with teaching(plan) as live:
-        cached_teacher(plan, out, live, Progress(quiet))
+        expected = cache_costs(plan, live)
+        progress.say(
+            f"{expected.samples:,} samples: {format_value('bytes', expected.bytes)} on disk "
+            f"({expected.bytes_per_position:.0f} bytes a {'token' if plan.language else 'sample'}), "
+            f"{format_duration(expected.seconds)}"
+        )
+        cached_teacher(plan, out, live, progress)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     samples = len(plan.data.splits.train)
     found = {
@@ -31,6 +40,8 @@ def write_signals(settings: Settings, quiet: bool = False) -> dict[str, Any]:
         "codec": plan.codec,
         "bytes": size,
         "bytes_per_sample": size / samples,
+        "expected_bytes": expected.bytes,
+        "expected_seconds": expected.seconds,
     }
     if plan.language is not None:
         tokens = plan.language.learnt("train")

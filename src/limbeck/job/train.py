@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.cache import StaleCache, write_cache
+from limbeck.cache import Estimate, StaleCache, estimate, write_cache
 from limbeck.data.augmentation import CropFlip
 from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
@@ -22,7 +22,7 @@ from limbeck.job.plan import Plan
 from limbeck.job.progress import Progress
 from limbeck.job.teachers import with_head
 from limbeck.objectives import CrossEntropy, InfoNCE, Objective, TargetMSE
-from limbeck.signals import Batch, Forward, HeadLogits
+from limbeck.signals import Batch, Forward
 from limbeck.sources import Cached, Live, Source
 
 
@@ -73,56 +73,14 @@ class Prepare:
         return {**batch, **self.targets(batch)} if self.targets is not None else batch
 
 
-def teacher_forward(forward: Forward) -> Forward:
-    """Run the teacher on its own preparation of the batch, where there is one."""
-
-    def run(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return forward(module, {**batch, "input": batch["teacher_input"]} if "teacher_input" in batch else batch)
-
-    run.__qualname__ = forward.__qualname__
-    return run
-
-
-@contextmanager
-def teaching(plan: Plan) -> Iterator[Live]:
-    """The live teacher, in bfloat16 where the plan says so, and as it was afterwards."""
-    network = plan.teacher
-    forward, name = network.forward, network.forward_name
-    if plan.language is not None:
-        forward = plan.language.teacher_forward(plan.signals)
-        # Logits multiplied out or not are the same teacher.
-        name = f"sequences[:{plan.language.vocabulary or ''}]"
-
-    def run(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        if not plan.teacher_bfloat16:
-            return forward(module, batch)
-        with torch.autocast(next(module.parameters()).device.type, torch.bfloat16):
-            return {name: _in_full(value) for name, value in forward(module, batch).items()}
-
-    # A teacher re-ordered, or in another precision, is another teacher to whoever asks for its fingerprint.
-    run.__qualname__ = f"{name}{'[bfloat16]' if plan.teacher_bfloat16 else ''}"
-    source = Live(network.module, taps=plan.teacher_taps, forward=teacher_forward(run))
-    try:
-        yield source
-    finally:
-        source.taps.close()
-
-
-def _in_full(value: Any) -> Any:
-    """A teacher's answer in float32; the head of logits that are not multiplied out is so already."""
-    return value.map(Tensor.float) if isinstance(value, HeadLogits) else value.float()
-
-
-def cached_teacher(plan: Plan, folder: Path, live: Live, progress: Progress) -> Source:
+def cached_teacher(plan: Plan, folder: Path, live: Source, progress: Progress) -> Source:
     """The teacher's signals on the training samples, asked once and kept on disk."""
+    loader = _cache_loader(plan)
     fingerprint = {"precision": "bfloat16" if plan.teacher_bfloat16 else "float32"}
     if plan.language is not None:
         # Tokens say all: how the data were split, cut and templated.
-        loader = plan.language.loader("train", plan.batch_size, ready=True)
         fingerprint |= plan.language.fingerprint()
     else:
-        split = plan.data.splits.train
-        loader = loader_of(plan, split, shuffle=False, live_teacher=True, batch_size=max(32, plan.batch_size))
         fingerprint |= {"preprocessing": plan.teacher.preprocessing_fingerprint(), **plan.data.fingerprint}
     try:
         _fill(plan, folder, live, loader, fingerprint, progress)
@@ -136,6 +94,25 @@ def cached_teacher(plan: Plan, folder: Path, live: Live, progress: Progress) -> 
     return with_head(plan, source)
 
 
+def _cache_loader(plan: Plan) -> TensorLoader:
+    if plan.language is not None:
+        return plan.language.loader("train", plan.batch_size, ready=True)
+    split = plan.data.splits.train
+    return loader_of(plan, split, shuffle=False, live_teacher=True, batch_size=max(32, plan.batch_size))
+
+
+def cache_costs(plan: Plan, live: Source) -> Estimate:
+    """What caching the plan's training samples will take: bytes by the codec, seconds by one measured batch."""
+    loader, language, needs = _cache_loader(plan), plan.language, kept_signals(plan)
+    # Of a language model's batches, sorted by length, one from the middle.
+    middle = islice(iter(loader), len(loader) // 2, None)
+    batch = next(middle) if language is not None else loader.peek()
+    return estimate(
+        live, batch, loader.samples, needs, plan.codec,
+        ragged=needs if language is not None else (), positions=language.learnt("train") if language else None,
+    )  # fmt: skip
+
+
 def kept_signals(plan: Plan) -> tuple[str, ...]:
     """Names of what a cache of the plan's teacher holds."""
     return ("hidden",) if plan.signals.kind == "hidden" else plan.objective.needs.teacher
@@ -144,7 +121,7 @@ def kept_signals(plan: Plan) -> tuple[str, ...]:
 def _fill(
     plan: Plan,
     folder: Path,
-    live: Live,
+    live: Source,
     loader: TensorLoader,
     fingerprint: Mapping[str, str],
     progress: Progress,

@@ -26,11 +26,13 @@ class Encoded:
         ids: int64 ``[L]``.
         learnt: bool ``[L]``, the tokens that losses count; never the first, which nothing predicts.
         lost: tokens that were cut off.
+        teacher: name of the teacher that the sample goes to, where samples are routed.
     """
 
     ids: Tensor
     learnt: Tensor
     lost: int = 0
+    teacher: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -101,7 +103,8 @@ class ChatInput(TextInput):
         kept = torch.tensor(ids[: self.max_length], dtype=torch.int64)
         mask = torch.tensor(learnt[: self.max_length], dtype=torch.bool)
         mask[:1] = False
-        return Encoded(kept, mask, max(0, len(ids) - self.max_length))
+        teacher = sample.teacher if isinstance(sample, Chat) else ""
+        return Encoded(kept, mask, max(0, len(ids) - self.max_length), teacher)
 
     def __call__(self, texts: Sequence[Any]) -> dict[str, Tensor]:
         given = list(texts)

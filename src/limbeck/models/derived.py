@@ -122,7 +122,9 @@ def _chosen(teacher: Network, layers: str, depth: int, wanted: Wanted) -> tuple[
         allowed = f"important:COUNT or important:COUNT:loss, COUNT from 1 to {depth}"
         raise UserError(f"{wanted.key} layers", layers, allowed)
     if wanted.samples is None:
-        raise UserError(f"{wanted.key} layers", layers, "a rule that needs no data", "there are no samples to measure on")
+        raise UserError(
+            f"{wanted.key} layers", layers, "a rule that needs no data", "there are no samples to measure on"
+        )
     scores = block_importance(teacher, wanted.samples, measure)
     shown = ", ".join(f"{place}: {score:.3g}" for place, score in enumerate(scores))
     what = "1 - cos(input, output)" if measure == "influence" else "rise of the loss without the block, nats"

@@ -53,7 +53,5 @@ def chunked(
         def against_whole(ours: Tensor, theirs: Tensor) -> Tensor:
             return loss(student.finish(ours), theirs, **options, reduction="none")
 
-        return losses.linear_divergence(
-            student.hidden, student.weight, teacher, None, divergence=against_whole, **rows
-        )
+        return losses.linear_divergence(student.hidden, student.weight, teacher, None, divergence=against_whole, **rows)
     return None
