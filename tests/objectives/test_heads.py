@@ -22,6 +22,13 @@ def head(seed: int, rows: tuple[int, ...] = (3, 4), size: int = 11, **options: A
     return HeadLogits(some(*rows, 5), some(size, 5), some(size), **options)
 
 
+def test_whole_logits_of_a_teacher() -> None:
+    student, teacher = head(0, scale=0.5, cap=3.0), head(1).to_dense().detach()
+    mask = torch.tensor([[True, True, False, True], [True, False, True, True], [False] * 4])
+    for objective in (KL(temperature=2), ReverseKL(), JensenShannon(0.3)):
+        both_ways(objective, student, teacher, {"mask": mask})
+
+
 def both_ways(objective: Objective, student: HeadLogits, teacher: Any, batch: dict[str, Any]) -> None:
     """Value and gradients of the chunked path against those of the whole logits."""
     leaves = [student.hidden, student.weight, student.bias]

@@ -18,6 +18,7 @@ PROMPTS = ("prompt", "instruction")
 COMPLETIONS = ("completion", "response")
 #: What ``columns`` may name for language models, besides ``text``.
 ROLES = ("messages", "prompt", "completion", "teacher")
+_OTHERS = ("text", "text_pair", "label", "image")
 #: Who speaks in the files of ShareGPT and its kin.
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
 PLAIN = ""
@@ -74,6 +75,9 @@ def find_chats(table: pa.Table, asked: Mapping[str, str]) -> dict[str, str]:
     Raises:
         UserError: ``asked`` names a column that is not there, or one that holds no list of messages.
     """
+    for role in asked:
+        if role not in (*ROLES, *_OTHERS):
+            raise UserError("columns", role, (*_OTHERS, *ROLES))
     for role in ROLES:
         if role in asked and asked[role] not in table.column_names:
             raise UserError(f"columns.{role}", asked[role], table.column_names)

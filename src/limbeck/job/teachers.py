@@ -141,9 +141,11 @@ def check_teachers(
             raise UserError("teacher_weights", list(weights), f"{len(teachers)} numbers, for {names}")
         return [f"the mean of the probabilities of teachers {names}; the table shows the first"]
     unknown = sorted(routes - set(teachers))
-    if weights or unknown:
-        key, wrong = ("teacher_weights", list(weights)) if weights else ("columns.teacher", ", ".join(unknown[:5]))
-        raise UserError(key, wrong, f"teachers by name: {names}" if unknown else "nothing: a column names the teacher")
+    if unknown:
+        allowed = f"teachers by name: {names or 'none is given'}"
+        raise UserError("columns.teacher", ", ".join(unknown[:5]), allowed, "write --teacher NAME=REFERENCE for each")
+    if weights:
+        raise UserError("teacher_weights", list(weights), "nothing: a column names the teacher")
     return [f"every text goes to the teacher that its column names, of {names}; the table shows the first"]
 
 
