@@ -26,17 +26,17 @@ Fault = Callable[["Handler"], bool]
 
 
 @cache
-def tokenizer(extra: int = 0) -> Any:
-    """Byte-level pairs, with control tokens that a chat template uses; ``extra`` gives another one."""
+def tokenizer(text: str = TEXT) -> Any:
+    """Byte-level pairs, with control tokens that a chat template uses; another ``text`` gives another one."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
     controls = ["<|end|>", "<|start|>"]
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=320 + extra, special_tokens=controls, show_progress=False,
+        vocab_size=320, special_tokens=controls, show_progress=False,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    made.train_from_iterator([TEXT + "xyzzy plugh " * extra], trainer)
+    made.train_from_iterator([text], trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|end|>"
     )
@@ -56,7 +56,7 @@ def model(seed: int = 0) -> Any:
 def log_probs(ids: list[int], seed: int = 0) -> torch.Tensor:
     """``[n, V]``: row i is of the token behind token i."""
     with torch.no_grad():
-        found: torch.Tensor = model(seed)(input_ids=torch.tensor([ids]) % len(tokenizer())).logits[0].float().log_softmax(-1)
+        found: torch.Tensor = model(seed)(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
     return found
 
 

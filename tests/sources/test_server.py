@@ -173,14 +173,12 @@ def test_a_wrong_server_is_refused_at_once() -> None:
             source(server)(text(), ("hidden",))
         with pytest.raises(UserError, match=r"one of Sequences.batch"):
             source(server)({"input": torch.ones(2, 2)})
-        with pytest.raises(ServerRefused, match="SGLang.*input_top_logprobs|refused: HTTP|no input_top_logprobs"):
-            source(server, dialect="echo", probe="the cat sat")
     with pytest.raises(ServerGone, match="gave no answer"):
         source(server, patience=0)
 
 
 def test_another_tokenizer_is_refused() -> None:
-    other = tokenizer(60)
+    other = tokenizer("xyzzy plugh " * 9 + imitation.TEXT)
     with serving("llama-cpp", tokenizer=other) as server, pytest.raises(ServerRefused, match="another tokenizer"):
         source(server, probe="xyzzy plugh xyzzy plugh the cat")
 
