@@ -18,7 +18,7 @@ class LogitObjective(Objective):
     """Any loss of student logits against teacher logits.
 
     Where the student's logits are not multiplied out (:class:`~limbeck.signals.HeadLogits`) and the teacher's are not
-    or are sparse, a divergence is worked out a chunk of rows at a time, so that memory is flat in the vocabulary's size.
+    or are sparse, a divergence is worked out a chunk of rows at a time: memory is flat in the vocabulary's size.
 
     Args:
         loss: a function of :mod:`limbeck.losses` that takes ``(student_logits, teacher_logits, **options)``.

@@ -8,6 +8,7 @@ from limbeck.sources.head_applied import HeadApplied
 from limbeck.sources.live import Live
 from limbeck.sources.pseudo_labels import PseudoLabels
 from limbeck.sources.routed import Routed
+from limbeck.sources.server import Server
 from limbeck.sources.stored import ClassVectors, Given, Table
 from limbeck.sources.student import EMA, Snapshot
 
@@ -22,6 +23,7 @@ __all__ = [
     "Live",
     "PseudoLabels",
     "Routed",
+    "Server",
     "Snapshot",
     "Source",
     "Table",

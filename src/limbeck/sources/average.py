@@ -19,9 +19,9 @@ SPACES = ("logits", "probabilities")
 class Average(Source):
     """The weighted mean of several sources' signals.
 
-    Sparse logits of all sources stay sparse: as many classes as the longest of them keeps, the most probable of all that
-    any keeps, and all others in the rest. A source that did not keep a class is taken to give it an even share of its
-    own rest (:meth:`~limbeck.signals.SparseLogits.to_dense`), so that this is the mean of the whole distributions.
+    Sparse logits of all sources stay sparse: as many classes as the longest of them keeps, the most probable of all
+    that any keeps, and all others in the rest. A source that did not keep a class is taken to give it an even share of
+    its own rest (:meth:`~limbeck.signals.SparseLogits.to_dense`), so that this is the mean of whole distributions.
 
     Args:
         sources: at least one.
@@ -50,9 +50,8 @@ class Average(Source):
 
     def _mean(self, name: str, values: list[Tensor | SparseLogits | HeadLogits]) -> Tensor | SparseLogits:
         sparse = [value for value in values if isinstance(value, SparseLogits)]
-        if len(sparse) == len(values):
-            if len({(*one.rest.shape, one.size) for one in sparse}) == 1:
-                return _sparse_mean(sparse, self.weights, mixture=self.space == "probabilities")
+        if len(sparse) == len(values) and len({(*one.rest.shape, one.size) for one in sparse}) == 1:
+            return _sparse_mean(sparse, self.weights, mixture=self.space == "probabilities")
         dense = [value if isinstance(value, Tensor) else value.to_dense() for value in values]
         if len({tuple(value.shape) for value in dense}) > 1:
             raise UserError(
