@@ -29,6 +29,7 @@ from limbeck.cache.fingerprint import (
 from limbeck.cache.frontier import Frontier, Point
 from limbeck.cache.manifest import Manifest, Shard, SignalSpec
 from limbeck.cache.reader import CacheReader
+from limbeck.cache.tools import merge, recode, show, verify
 from limbeck.cache.writer import CacheWriter
 
 __all__ = [
@@ -59,6 +60,10 @@ __all__ = [
     "fingerprint_tensors",
     "fingerprint_text",
     "fingerprint_tokenizer",
+    "merge",
     "position_mask",
+    "recode",
+    "show",
+    "verify",
     "write_cache",
 ]

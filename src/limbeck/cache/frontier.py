@@ -78,7 +78,9 @@ class Frontier:
         size = logits.shape[-1]
         self.codecs = {name: one for name, one in self.codecs.items() if not isinstance(one, TopK) or one.most <= size}
         log_probs = logits.log_softmax(-1)
-        information = torch.where(log_probs.isneginf(), 0.0, log_probs.exp() * log_probs).sum(-1)
+        probabilities = log_probs.exp()
+        information = torch.where(log_probs.isneginf(), 0.0, probabilities * log_probs).sum(-1)
+        total = probabilities.sum(-1, dtype=torch.float64)
         wanted = [one.most for one in self.codecs.values() if isinstance(one, (Packed, TopK))]
         sparse = SparseLogits.from_dense(logits, min(max(wanted, default=1), size))
         for name, one in self.codecs.items():
@@ -86,23 +88,22 @@ class Frontier:
             decoded = one.decode(parts, logits.shape[1:])
             stored = sum(part.nbytes for part in parts.values())
             if isinstance(decoded, SparseLogits):
-                divergence, kept = _sparse(log_probs, information, decoded)
+                divergence, kept = _sparse(log_probs, information, total, decoded)
                 count = parts["count"].sum() if "count" in parts else len(logits) * decoded.values.shape[-1]
             else:
                 ratio = torch.where(log_probs.isneginf(), 0.0, log_probs - decoded.log_softmax(-1))
-                divergence, kept, count = log_probs.exp() * ratio, torch.ones(len(logits)), logits.numel()
+                divergence, kept, count = probabilities * ratio, torch.ones(len(logits)), logits.numel()
             measured = (stored, float(divergence.double().sum()), float(kept.double().sum()), int(count))
             self._sums[name] += torch.tensor(measured, dtype=torch.float64)
 
 
-def _sparse(log_probs: Tensor, information: Tensor, decoded: SparseLogits) -> tuple[Tensor, Tensor]:
+def _sparse(log_probs: Tensor, information: Tensor, total: Tensor, decoded: SparseLogits) -> tuple[Tensor, Tensor]:
     """KL(teacher || decoded) and the teacher's mass of the decoded classes, by row, without a dense ``decoded``."""
-    teacher = log_probs.gather(-1, decoded.indices)
-    mass = teacher.exp()
+    mass = log_probs.gather(-1, decoded.indices).double().exp()
     # Of sum p log q, the classes that are not there have one log q.
-    crossed = torch.where(mass > 0, mass * decoded.values, 0.0).sum(-1)
+    crossed = torch.where(mass > 0, mass * decoded.values.double(), 0.0).sum(-1)
     others = decoded.size - decoded.values.shape[-1]
     if others:
-        left = log_probs.scatter(-1, decoded.indices, -torch.inf).exp().sum(-1)
+        left = (total - mass.sum(-1)).clamp_min(0)
         crossed = crossed + torch.where(left > 0, left * (decoded.rest - math.log(others)), 0.0)
     return information - crossed, mass.sum(-1)

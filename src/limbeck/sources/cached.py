@@ -14,6 +14,7 @@ from limbeck.cache.build import batch_ids, position_mask
 from limbeck.cache.fingerprint import fingerprint_text
 from limbeck.cache.manifest import FILE as MANIFEST
 from limbeck.cache.manifest import Manifest, SignalSpec
+from limbeck.cache.places import Place, place_of
 from limbeck.cache.reader import CacheReader
 from limbeck.cache.writer import CacheWriter
 from limbeck.errors import UserError
@@ -29,7 +30,7 @@ class Cached(Source):
     answers pass through the cache's codec too. Signals are given on the device of the batch.
 
     Args:
-        folder: the cache.
+        folder: the cache; a path or a URL of fsspec.
         fallback: the teacher itself, asked for samples (and signals) that the cache lacks. Its fingerprint
             must be that of the cache. Without it, a missing sample is an error.
         expect: fingerprints of other parts (``preprocessing``, ``tokenizer``, ``data``) that the cache must
@@ -70,14 +71,15 @@ class Cached(Source):
             expected["teacher"] = fallback.fingerprint()
         elif fill:
             raise UserError("fill", "True without a fallback", "a fallback that gives what is missing")
-        self.folder, self.fallback = Path(folder), fallback
+        self.place, self.fallback = place_of(folder), fallback
+        self.folder = self.place.folder
         self._writer: CacheWriter | None = None
         if fill:
-            self._writer = _continue(self.folder, expected, codec, ragged)
+            self._writer = _continue(self.place, expected, codec, ragged)
             # At the end of the process, or when nobody holds this source any more, what is gathered is
             # written.
             self._closer = weakref.finalize(self, self._writer.close)
-        self.reader = CacheReader(folder, expected, verify=verify, allow_empty=fill)
+        self.reader = CacheReader(self.place, expected, verify=verify, allow_empty=fill)
 
     def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
         specs = self._specs()
@@ -222,14 +224,14 @@ def _as_stored(value: Tensor | SparseLogits, spec: SignalSpec, batch: Batch) -> 
 
 
 def _continue(
-    folder: Path, expected: Mapping[str, str], codec: Mapping[str, str] | str, ragged: Collection[str]
+    place: Place, expected: Mapping[str, str], codec: Mapping[str, str] | str, ragged: Collection[str]
 ) -> CacheWriter:
     """A writer that goes on with the cache in ``folder`` as it was begun, or begins one."""
-    if not (folder / MANIFEST).is_file():
-        return CacheWriter(folder, expected, codec, ragged=ragged)
-    manifest = Manifest.load(folder)
-    manifest.expect(folder, expected)
+    if not place.has(MANIFEST):
+        return CacheWriter(place, expected, codec, ragged=ragged)
+    manifest = Manifest.load(place)
+    manifest.expect(place.folder, expected)
     if manifest.signals:
         codec = {name: spec.codec for name, spec in manifest.signals.items()}
         ragged = [name for name, spec in manifest.signals.items() if spec.ragged]
-    return CacheWriter(folder, manifest.fingerprint, codec, ragged=ragged, verify="size")
+    return CacheWriter(place, manifest.fingerprint, codec, ragged=ragged, verify="size")
