@@ -166,6 +166,8 @@ def cache(
     batch_size: int | None = None,
     teacher_precision: Literal["auto", "float32", "bfloat16"] = "auto",
     seed: int = 0,
+    writers: int = 1,
+    part: str | None = None,
     allow_py: bool = False,
     action: str = "write",
     folders: Sequence[str] = (),
@@ -184,6 +186,8 @@ def cache(
         batch_size: samples that the teacher is asked about at once.
         teacher_precision: bfloat16 halves the teacher's time where the processor supports it.
         seed: of the split into training and held-out samples; distill has to use the same.
+        writers: processes of this machine that write side by side, each with a teacher of its own.
+        part: NUMBER/WRITERS, such as 0/4: this writer's share, where others write theirs elsewhere (then merge DIR).
         allow_py: let py: references run code.
         action: write; show or verify DIR; merge DIR (its parts) or merge DIR OTHER ...; recode DIR.
         folders: of the caches, for all but write.
@@ -201,7 +205,16 @@ def cache(
         teacher, teacher, data, out, task=task, signals=signals, codec=codec, columns=columns or {},
         max_length=max_length, batch_size=batch_size, teacher_precision=teacher_precision, seed=seed, allow_py=allow_py,
     )  # fmt: skip
-    _print_json(write_signals(settings))
+    _print_json(write_signals(settings, writers=writers, part=_part(part)))
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    number, _, writers = text.partition("/")
+    if not (number.isdigit() and writers.isdigit()) or int(number) >= int(writers):
+        raise UserError("part", text, "NUMBER/WRITERS with a number from 0, such as 0/4")
+    return int(number), int(writers)
 
 
 def _look_after(action: str, folders: list[str], codec: str, out: str) -> dict[str, Any]:
@@ -364,7 +377,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 _USAGE = {
     "show": "SLUG ", "run": "SLUG ", "new": "SLUG FAMILY ", "export": "RUN ", "measure": "RUN ", "report": "RUN ",
     "site": "OUT ",
-    "cache": "(--teacher REF --data REF --out DIR | show | verify | merge | recode) [DIR ...] ", "data": "[list | get | verify] [NAME ...] ",
+    "cache": "(--teacher REF --data REF --out DIR | show | verify | merge | recode) [DIR ...] ",
+    "data": "[list | get | verify] [NAME ...] ",
 }  # fmt: skip
 _ACTIONS = {"data": ("list", "get", "verify"), "cache": ("write", "show", "verify", "merge", "recode")}
 _BY_HAND: set[str | int] = {"action", "names", "folders"}
@@ -391,7 +405,9 @@ def parser() -> Any:
         if name in _ACTIONS:
             actions = _ACTIONS[name]
             sub.add_argument("action", nargs="?", choices=actions, default=actions[0], help="what to do")
-            objects = {"data": ("names", "which artefacts, for get and verify"), "cache": ("folders", "of caches")}[name]
+            objects = {"data": ("names", "which artefacts, for get and verify"), "cache": ("folders", "of caches")}[
+                name
+            ]
             sub.add_argument(objects[0], nargs="*", help=objects[1])
         sub.add_function_arguments(function, None, as_positional=name != "cache", skip=_BY_HAND)
         commands.add_subcommand(name, sub, help=(function.__doc__ or "").partition("\n")[0])

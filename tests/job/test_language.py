@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import limbeck
+from limbeck.cache import CacheReader
 from limbeck.cli import main
 from limbeck.engine.distiller import Distiller
 from limbeck.errors import UserError
@@ -218,6 +219,28 @@ def test_cache_says_what_it_will_cost_and_goes_on(
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.safetensors")} == files
     assert main([*words[:-4], "--codec", "topk:8", "--out", str(tmp_path / "cache"), "--max-length", "60"]) == 2
     assert "text" in capsys.readouterr().err
+
+
+def test_several_writers_fill_one_cache(
+    given: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["cache", "--task", "causal-lm", "--teacher", given[0], "--data", given[2], "--max-length", "80"]
+    words += ["--codec", "topk:8:float32", "--batch-size", "8"]
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    assert main([*words, "--out", str(tmp_path / "two"), "--writers", "2"]) == 0
+    capsys.readouterr()
+    plan = plan_of(given, batch_size=8, precision="auto", teacher_precision="auto", codec="topk:8:float32", seed=0)
+    assert plan.language is not None
+    readers = [CacheReader(tmp_path / name) for name in ("one", "two")]
+    for batch in plan.language.loader("train", 8, ready=True):
+        first, second = (
+            reader.read(batch["id"], None, ("logits",), mask=batch["mask"])["logits"] for reader in readers
+        )
+        assert isinstance(first, SparseLogits) and isinstance(second, SparseLogits)
+        torch.testing.assert_close(first.values, second.values, rtol=0, atol=1e-3)
+        torch.testing.assert_close(first.indices[..., 0], second.indices[..., 0])
+    assert main([*words, "--out", str(tmp_path / "three"), "--part", "4/4"]) == 2
+    assert "part: given 4/4" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_it_takes(given: tuple[str, str, str]) -> None:

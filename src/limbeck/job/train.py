@@ -73,8 +73,10 @@ class Prepare:
         return {**batch, **self.targets(batch)} if self.targets is not None else batch
 
 
-def cached_teacher(plan: Plan, folder: Path, live: Source, progress: Progress) -> Source:
-    """The teacher's signals on the training samples, asked once and kept on disk."""
+def cached_teacher(
+    plan: Plan, folder: Path, live: Source, progress: Progress, part: tuple[int, int] | None = None
+) -> Source:
+    """The teacher's signals on the training samples, asked once and kept on disk; or a ``part`` of several writers."""
     loader = _cache_loader(plan)
     fingerprint = {"precision": "bfloat16" if plan.teacher_bfloat16 else "float32"}
     if plan.language is not None:
@@ -83,13 +85,13 @@ def cached_teacher(plan: Plan, folder: Path, live: Source, progress: Progress) -
     else:
         fingerprint |= {"preprocessing": plan.teacher.preprocessing_fingerprint(), **plan.data.fingerprint}
     try:
-        _fill(plan, folder, live, loader, fingerprint, progress)
+        _fill(plan, folder, live, loader, fingerprint, progress, part)
     except StaleCache:
         if plan.settings.cache or not plan.settings.overwrite:
             raise
         # The run that is being replaced had another teacher or other data.
         shutil.rmtree(folder)
-        _fill(plan, folder, live, loader, fingerprint, progress)
+        _fill(plan, folder, live, loader, fingerprint, progress, part)
     source = Cached(folder, expect={"teacher": live.fingerprint(), **fingerprint})
     return with_head(plan, source)
 
@@ -101,7 +103,7 @@ def _cache_loader(plan: Plan) -> TensorLoader:
     return loader_of(plan, split, shuffle=False, live_teacher=True, batch_size=max(32, plan.batch_size))
 
 
-def cache_costs(plan: Plan, live: Source) -> Estimate:
+def cache_costs(plan: Plan, live: Source, writers: int = 1) -> Estimate:
     """What caching the plan's training samples will take: bytes by the codec, seconds by one measured batch."""
     loader, language, needs = _cache_loader(plan), plan.language, kept_signals(plan)
     # Of a language model's batches, sorted by length, one from the middle.
@@ -110,6 +112,7 @@ def cache_costs(plan: Plan, live: Source) -> Estimate:
     return estimate(
         live, batch, loader.samples, needs, plan.codec,
         ragged=needs if language is not None else (), positions=language.learnt("train") if language else None,
+        writers=writers,
     )  # fmt: skip
 
 
@@ -125,6 +128,7 @@ def _fill(
     loader: TensorLoader,
     fingerprint: Mapping[str, str],
     progress: Progress,
+    part: tuple[int, int] | None,
 ) -> None:
     needs = kept_signals(plan)
     with progress.bar("teacher signals", loader.samples) as advance:
@@ -138,6 +142,7 @@ def _fill(
             progress=lambda seen, added: advance(seen),
             # Of a text the tokens that are learnt are kept, whatever they are padded with.
             ragged=needs if plan.language is not None else (),
+            part=part,
         )
 
 
