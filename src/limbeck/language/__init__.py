@@ -9,11 +9,21 @@ from limbeck.language.generation import Decoding, choose, generate
 from limbeck.language.packing import packed
 from limbeck.language.retokenizer import Retokenized, Retokenizer
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
-from limbeck.language.sequences import Sequences, answer_logits, left_aligned, positions
+from limbeck.language.sequences import (
+    Sequences,
+    answer_head,
+    answer_hidden,
+    answer_logits,
+    check_head,
+    left_aligned,
+    positions,
+)
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
+from limbeck.language.text import parse_text, writes
 from limbeck.language.writers import (
     AdaptiveShare,
     DataText,
+    Mixed,
     OnPolicy,
     ReplayBuffer,
     Replayed,
@@ -33,6 +43,7 @@ __all__ = [
     "DataText",
     "Decoding",
     "FunctionWordSpans",
+    "Mixed",
     "OnPolicy",
     "RandomSpans",
     "ReplayBuffer",
@@ -47,8 +58,11 @@ __all__ = [
     "StoredText",
     "WindowSpans",
     "Writer",
+    "answer_head",
+    "answer_hidden",
     "answer_logits",
     "check_alignment",
+    "check_head",
     "check_tokenizers",
     "check_writer",
     "choose",
@@ -58,8 +72,10 @@ __all__ = [
     "locate",
     "match_spans",
     "packed",
+    "parse_text",
     "pieces_of",
     "positions",
     "token_divergence",
     "without_answers",
+    "writes",
 ]

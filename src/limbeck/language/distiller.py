@@ -92,7 +92,9 @@ class SequenceDistiller(Distiller):
 
     def _joined(self, text: Sequences, given: Sequences, batch: Batch, views: Tensor) -> dict[str, Any]:
         made, data = text.batch(), given.batch()
-        joined = {**made, "id": batch["id"], "draws": views, "data": made if text is given else data}
+        # Other columns go on with their samples: a teacher may be chosen by one.
+        others = {name: value for name, value in batch.items() if name not in ("input", "target", "mask")}
+        joined = {**others, **made, "draws": views, "data": made if text is given else data}
         if self.retokenizer is None:
             return joined
         aligned = self.retokenizer(text, prompts_of(batch["input"]))
@@ -101,7 +103,7 @@ class SequenceDistiller(Distiller):
 
     def teacher_signals(self, batch: Batch) -> Signals:
         if "teacher_input" in batch:
-            batch = {**batch["teacher_input"], "id": batch["id"]}
+            batch = {**batch, **batch["teacher_input"]}
         return super().teacher_signals(batch)
 
     def student_signals(self, batch: Batch) -> Signals:

@@ -110,6 +110,36 @@ class Revised(Writer):
         self.writer.load_state_dict(state)
 
 
+class Mixed(Writer):
+    """Some steps write, the others read the data: a step is written with probability ``share``.
+
+    Source: Agarwal et al., On-Policy Distillation of Language Models (GKD), ICLR 2024, with its share lambda.
+
+    Args:
+        writer: of those steps. share: a number from 0 to 1, or a schedule of progress.
+    """
+
+    def __init__(self, writer: Writer, share: float | Schedule = 0.5) -> None:
+        for value in (at(share, 0.0), at(share, 1.0)):
+            if not 0 <= value <= 1:
+                raise UserError("share", value, "0 to 1")
+        self.writer, self.share, self.written = writer, share, False
+
+    def __call__(self, step: Step) -> Sequences:
+        self.written = float(uniform(step.views[:1], _DECISIONS)) < at(self.share, step.progress)
+        return self.writer(step) if self.written else step.given
+
+    def observed(self) -> dict[str, Tensor]:
+        found = {"text_new": torch.tensor(float(self.written)), "text_data": torch.tensor(float(not self.written))}
+        return {**self.writer.observed(), **found}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.writer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.writer.load_state_dict(state)
+
+
 class Replayed(Writer):
     """Old texts again: some steps write anew, some draw from a buffer, the rest is data.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from limbeck.cache.fingerprint import fingerprint_text, fingerprint_tokenizer
 from limbeck.errors import UserError
 from limbeck.models.network import Network
 from limbeck.models.tokens import added_tokens, pipeline, token_bytes, token_kind, vocabulary_size
-from limbeck.signals import Batch, Forward
+from limbeck.signals import Batch, Forward, HeadLogits
 
 SAME_TOKENS = "both have the same tokens under other numbers: compare_tokenizers(remap=True) lets the teacher translate"
 OTHER_TOKENS = (
@@ -183,12 +184,22 @@ def remapped(forward: Forward, permutation: Sequence[int]) -> Forward:
     return translated
 
 
+def shared_vocabulary(teacher: Network, student: Network) -> int | None:
+    """Tokens that both networks answer for, where one of them has padding behind its vocabulary; else None."""
+    size, rows = vocabulary_size(student.tokenizer), (_vocabulary_rows(teacher), _vocabulary_rows(student))
+    return size if any(row is not None and row > size for row in rows) else None
+
+
 def first_logits(forward: Forward, size: int) -> Forward:
     """The same run with only the first ``size`` logits: the rest of a padded vocabulary means nothing."""
 
     def run(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         signals = forward(model, batch)
-        return {**signals, "logits": signals["logits"][..., :size]}
+        logits: Any = signals["logits"]
+        if not isinstance(logits, HeadLogits):
+            return {**signals, "logits": logits[..., :size]}
+        bias = None if logits.bias is None else logits.bias[:size]
+        return {**signals, "logits": replace(logits, weight=logits.weight[:size], bias=bias)}
 
     run.__qualname__ = f"{forward.__qualname__}[:{size}]"
     return run

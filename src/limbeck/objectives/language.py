@@ -11,6 +11,7 @@ from limbeck import losses
 from limbeck.errors import UserError
 from limbeck.nn.quantile_bounds import QuantileBounds
 from limbeck.objectives.base import Needs, Objective, row_options
+from limbeck.objectives.heads import label_cross_entropy
 from limbeck.signals import Batch, Signals, SparseLogits, dense
 
 #: (tokens ``[B, A]``, mask ``[B, A]``, views ``[B]`` or None) -> number of every token's span, -1 for none.
@@ -118,7 +119,7 @@ class DataCrossEntropy(Objective):
         if "data" not in batch:
             raise UserError("batch", sorted(batch), "a batch with data: use SequenceDistiller")
         data = batch["data"]
-        return {"data": losses.cross_entropy(dense(student, "data_logits"), data["target"], mask=data["mask"])}
+        return {"data": label_cross_entropy(student, "data_logits", data["target"], mask=data["mask"])}
 
 
 def same_span(numbers: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor
 from limbeck import losses
 from limbeck.errors import UserError
 from limbeck.objectives.base import LossFunction, Needs, Objective, check_options, is_batchwise, row_options
+from limbeck.objectives.heads import chunked
 from limbeck.schedules import Schedule
-from limbeck.signals import Batch, Signals, SparseLogits, dense
+from limbeck.signals import Batch, HeadLogits, Signals, SparseLogits, dense
 
 SAMPLED = ("k1", "k3")
 ESTIMATORS = ("full", "topk", *SAMPLED)
@@ -18,6 +19,9 @@ ESTIMATORS = ("full", "topk", *SAMPLED)
 
 class LogitObjective(Objective):
     """Any loss of student logits against teacher logits.
+
+    Where the student's logits are not multiplied out (:class:`~limbeck.signals.HeadLogits`) and the teacher's are not
+    or are sparse, a divergence is worked out a chunk of rows at a time: memory is flat in the vocabulary's size.
 
     Args:
         loss: a function of :mod:`limbeck.losses` that takes ``(student_logits, teacher_logits, **options)``.
@@ -44,9 +48,13 @@ class LogitObjective(Objective):
         self.needs = Needs(student=student, teacher=teacher, target=with_target)
 
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        ours, theirs = dense(student, self.needs.student[0]), teacher[self.needs.teacher[0]]
-        self.check_shapes(ours, theirs)
         options = {k: self.now(v) if isinstance(v, Schedule) else v for k, v in self.options.items()}
+        found = chunked(self.loss, student[self.needs.student[0]], teacher[self.needs.teacher[0]], options, batch)
+        if found is not None:
+            return {self.name: found}
+        ours, theirs = dense(student, self.needs.student[0]), teacher[self.needs.teacher[0]]
+        theirs = theirs.to_dense() if isinstance(theirs, HeadLogits) else theirs
+        self.check_shapes(ours, theirs)
         if self.needs.target:
             options["target"] = batch["target"]
         return {self.name: self.loss(ours, theirs, **options, **row_options(batch))}
@@ -111,7 +119,9 @@ class Divergence(LogitObjective):
             return {self.name: self._of_tokens(student, teacher, batch)}
         if self.k is not None:
             name = self.needs.teacher[0]
-            teacher = {name: losses.keep_top(teacher[name], self.k)}
+            theirs = teacher[name]
+            whole = theirs.to_dense() if isinstance(theirs, HeadLogits) else theirs
+            teacher = {name: losses.keep_top(whole, self.k)}
         return super().terms(student, teacher, batch)
 
     @property
@@ -125,6 +135,7 @@ class Divergence(LogitObjective):
         ours, theirs = dense(student, self.needs.student[0]), teacher[self.needs.teacher[0]]
         target, options = batch["target"], row_options(batch)
         mine, other = self.temperatures
+        theirs = theirs.to_dense() if isinstance(theirs, HeadLogits) else theirs
         if isinstance(theirs, SparseLogits):
             raise UserError(
                 f"{self.name} estimator", f"{self.estimator} with a top-k teacher", "estimator='full'",
