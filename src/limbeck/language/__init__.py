@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from limbeck.language.distiller import SequenceDistiller, check_tokenizers
-from limbeck.language.generation import Decoding, choose, generate
+from limbeck.language.generation import Decoding, Generator, choose, generate
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
 from limbeck.language.sequences import (
     Sequences,
@@ -14,7 +14,9 @@ from limbeck.language.sequences import (
     left_aligned,
     positions,
 )
+from limbeck.language.served import ServedDecoding
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
+from limbeck.language.texts import write_texts
 from limbeck.language.writers import (
     AdaptiveShare,
     DataText,
@@ -35,6 +37,7 @@ __all__ = [
     "DataText",
     "Decoding",
     "FunctionWordSpans",
+    "Generator",
     "OnPolicy",
     "RandomSpans",
     "ReplayBuffer",
@@ -43,6 +46,7 @@ __all__ = [
     "Revised",
     "SequenceDistiller",
     "Sequences",
+    "ServedDecoding",
     "Step",
     "StoredText",
     "WindowSpans",
@@ -61,4 +65,5 @@ __all__ = [
     "positions",
     "token_divergence",
     "without_answers",
+    "write_texts",
 ]
