@@ -60,11 +60,11 @@ def test_a_real_server_teaches_writes_dies_and_comes_back(tmp_path: Path) -> Non
             process.kill()
 
         with pytest.raises(ServerGone, match="refused|reset"):
-            write_cache(source, alone, tmp_path / "cache", ("logits",), "topk:32:float32", progress=die)
+            write_cache(source, alone, tmp_path / "cache", ("logits",), "topk:32:float32", progress=die, ragged=("logits",))
 
     with llama(log, port):
         again = Server(url, NAME, tokenizer, top=32, patience=1.0)
-        write_cache(again, alone, tmp_path / "cache", ("logits",), "topk:32:float32")
+        write_cache(again, alone, tmp_path / "cache", ("logits",), "topk:32:float32", ragged=("logits",))
     cached = Cached(tmp_path / "cache", expect={"teacher": source.fingerprint()})
     stored = cached(alone[1], ("logits",))["logits"]
     assert isinstance(stored, SparseLogits)
