@@ -195,6 +195,8 @@ class Server(ThreadingHTTPServer):
         for name, value in options.items():
             setattr(self, name, value)
         self.contents = TokenTexts(self.tokenizer).bytes
+        # Made here and not in the first requests, which would draw its weights side by side.
+        log_probs([0], self.seed)
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 

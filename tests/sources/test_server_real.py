@@ -60,7 +60,9 @@ def test_a_real_server_teaches_writes_dies_and_comes_back(tmp_path: Path) -> Non
             process.kill()
 
         with pytest.raises(ServerGone, match="refused|reset"):
-            write_cache(source, alone, tmp_path / "cache", ("logits",), "topk:32:float32", progress=die, ragged=("logits",))
+            write_cache(
+                source, alone, tmp_path / "cache", ("logits",), "topk:32:float32", progress=die, ragged=("logits",)
+            )
 
     with llama(log, port):
         again = Server(url, NAME, tokenizer, top=32, patience=1.0)

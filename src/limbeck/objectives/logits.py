@@ -11,7 +11,7 @@ from limbeck.errors import UserError
 from limbeck.objectives.base import LossFunction, Needs, Objective, check_options, is_batchwise, row_options
 from limbeck.objectives.heads import chunked
 from limbeck.schedules import Schedule
-from limbeck.signals import Batch, HeadLogits, Signals, dense
+from limbeck.signals import Batch, Signals, dense, dense_or_sparse
 
 
 class LogitObjective(Objective):
@@ -49,8 +49,7 @@ class LogitObjective(Objective):
         found = chunked(self.loss, student[self.needs.student[0]], teacher[self.needs.teacher[0]], options, batch)
         if found is not None:
             return {self.name: found}
-        ours, theirs = dense(student, self.needs.student[0]), teacher[self.needs.teacher[0]]
-        theirs = theirs.to_dense() if isinstance(theirs, HeadLogits) else theirs
+        ours, theirs = dense(student, self.needs.student[0]), dense_or_sparse(teacher, self.needs.teacher[0])
         if isinstance(theirs, Tensor) and ours.shape != theirs.shape:
             raise UserError(
                 f"{self.name} shapes",
