@@ -174,6 +174,12 @@ def dense(signals: Signals, name: str) -> Tensor:
     return value
 
 
+def dense_or_sparse(signals: Signals, name: str) -> Tensor | SparseLogits:
+    """A signal for a loss that takes whole logits or the largest ones; a head is multiplied out."""
+    value = signals[name]
+    return value.to_dense() if isinstance(value, HeadLogits) else value
+
+
 def detach(signals: Signals) -> dict[str, Any]:
     """The same signals without their graph."""
     return {name: _detached(value) for name, value in signals.items()}

@@ -5,8 +5,18 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.language import answer_head, answer_logits
-from limbeck.objectives import DKD, KL, CrossEntropy, DataCrossEntropy, JensenShannon, Objective, ReverseKL
+from limbeck.language import WindowSpans, answer_head, answer_logits
+from limbeck.objectives import (
+    DKD,
+    KL,
+    ClippedKL,
+    CrossEntropy,
+    DataCrossEntropy,
+    JensenShannon,
+    Objective,
+    ReverseKL,
+    SpanProduct,
+)
 from limbeck.signals import HeadLogits, SparseLogits
 from limbeck.systems.language.multi_granularity.identities import network, texts
 
@@ -74,6 +84,15 @@ def test_sparse_teachers_and_teachers_with_logits_too() -> None:
 def test_a_student_with_logits_learns_from_a_head() -> None:
     ours, theirs = head(0).to_dense(), head(1)
     assert torch.equal(*[KL()({"logits": ours}, {"logits": one}, {})["kl"] for one in (theirs, theirs.to_dense())])
+
+
+def test_objectives_that_need_whole_logits_multiply_them_out() -> None:
+    ours, theirs = head(0), head(1)
+    batch = {"target": torch.arange(12).reshape(3, 4) % 11}
+    for objective in (ClippedKL((0.0, 1.0), k=5), SpanProduct(WindowSpans(2), k=4)):
+        whole = objective({"logits": ours.to_dense()}, {"logits": theirs.to_dense()}, batch)
+        found = objective({"logits": ours}, {"logits": theirs}, batch)
+        assert {name: float(value) for name, value in found.items()} == {n: float(v) for n, v in whole.items()}
 
 
 def test_the_teachers_head_gets_no_gradient_and_equal_heads_cost_nothing() -> None:

@@ -165,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
     def written(self, ids: list[int], body: dict[str, Any], name: str) -> dict[str, Any]:
         """Samples, or the most probable tokens at temperature 0; they depend on the prompt and the seed alone."""
         own, found, reason = self.server.tokenizer, [], "length"
-        generator = torch.Generator().manual_seed(int(body.get("seed") or 0))
+        generator = torch.Generator().manual_seed(int(body.get("seed") or body.get("sampling_seed") or 0))
         for _ in range(body.get("max_tokens") or body["max_new_tokens"]):
             row = log_probs([*ids, *found], self.server.seed)[-1]
             number = int(row.argmax())
@@ -175,7 +175,8 @@ class Handler(BaseHTTPRequestHandler):
                 reason = "stop"
                 break
             found.append(number)
-        return {"choices": [{"text": own.decode(found), name: found, "finish_reason": reason}]}
+        choice = {"text": own.decode(found), name: found, "finish_reason": reason}
+        return {"choices": [choice], "usage": {"prompt_tokens": len(ids)}}
 
 
 class Server(ThreadingHTTPServer):
@@ -194,6 +195,8 @@ class Server(ThreadingHTTPServer):
         for name, value in options.items():
             setattr(self, name, value)
         self.contents = TokenTexts(self.tokenizer).bytes
+        # Made here and not in the first requests, which would draw its weights side by side.
+        log_probs([0], self.seed)
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 

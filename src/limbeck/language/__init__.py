@@ -5,7 +5,7 @@ from __future__ import annotations
 from limbeck.language.alignment import AlignmentReport, Cutter, match_spans
 from limbeck.language.checks import check_alignment, check_tokenizers, check_writer
 from limbeck.language.distiller import SequenceDistiller
-from limbeck.language.generation import Decoding, choose, generate
+from limbeck.language.generation import Decoding, Generator, choose, generate
 from limbeck.language.packing import packed
 from limbeck.language.retokenizer import Retokenized, Retokenizer
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
@@ -18,8 +18,10 @@ from limbeck.language.sequences import (
     left_aligned,
     positions,
 )
+from limbeck.language.served import ServedDecoding
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
 from limbeck.language.text import parse_text, writes
+from limbeck.language.texts import write_texts
 from limbeck.language.writers import (
     AdaptiveShare,
     DataText,
@@ -43,6 +45,7 @@ __all__ = [
     "DataText",
     "Decoding",
     "FunctionWordSpans",
+    "Generator",
     "Mixed",
     "OnPolicy",
     "RandomSpans",
@@ -54,6 +57,7 @@ __all__ = [
     "Reviser",
     "SequenceDistiller",
     "Sequences",
+    "ServedDecoding",
     "Step",
     "StoredText",
     "WindowSpans",
@@ -78,4 +82,5 @@ __all__ = [
     "token_divergence",
     "without_answers",
     "writes",
+    "write_texts",
 ]

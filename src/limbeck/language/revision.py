@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
-from limbeck.language.generation import Decoding
+from limbeck.language.generation import Generator
 from limbeck.language.sequences import Sequences, answer_logits, chosen_place
 from limbeck.losses import forward_kl
 from limbeck.nn.mode import evaluating
@@ -131,7 +131,7 @@ class Reviser:
         corrections: of the latest call, one per round.
     """
 
-    decoding: Decoding
+    decoding: Generator
     rounds: int = 1
     rule: str = "divergence"
     first: int | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.data.views import uniform
 from limbeck.errors import UserError
-from limbeck.language.generation import Decoding
+from limbeck.language.generation import Generator
 from limbeck.language.revision import Reviser
 from limbeck.language.sequences import COLUMNS, Sequences
 from limbeck.schedules import Schedule, at
@@ -81,7 +81,7 @@ class StoredText(Writer):
 class OnPolicy(Writer):
     """The student's samples to the data's prompts."""
 
-    def __init__(self, decoding: Decoding) -> None:
+    def __init__(self, decoding: Generator) -> None:
         self.decoding = decoding
 
     def __call__(self, step: Step) -> Sequences:

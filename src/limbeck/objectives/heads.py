@@ -36,9 +36,8 @@ def chunked(
         def against_sparse(ours: Tensor, theirs: SparseLogits) -> Tensor:
             return loss(student.finish(ours), theirs, **options, reduction="none")
 
-        return losses.linear_sparse_divergence(
-            student.hidden, student.weight, teacher, divergence=against_sparse, **rows
-        )
+        sparse: Callable[..., Tensor] = against_sparse
+        return losses.linear_sparse_divergence(student.hidden, student.weight, teacher, divergence=sparse, **rows)
     if isinstance(teacher, HeadLogits):
 
         def compare(ours: Tensor, theirs: Tensor) -> Tensor:

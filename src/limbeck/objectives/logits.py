@@ -11,7 +11,7 @@ from limbeck.errors import UserError
 from limbeck.objectives.base import LossFunction, Needs, Objective, check_options, is_batchwise, row_options
 from limbeck.objectives.heads import chunked
 from limbeck.schedules import Schedule
-from limbeck.signals import Batch, HeadLogits, Signals, SparseLogits, dense
+from limbeck.signals import Batch, Signals, SparseLogits, dense, dense_or_sparse
 
 SAMPLED = ("k1", "k3")
 ESTIMATORS = ("full", "topk", *SAMPLED)
@@ -52,8 +52,7 @@ class LogitObjective(Objective):
         found = chunked(self.loss, student[self.needs.student[0]], teacher[self.needs.teacher[0]], options, batch)
         if found is not None:
             return {self.name: found}
-        ours, theirs = dense(student, self.needs.student[0]), teacher[self.needs.teacher[0]]
-        theirs = theirs.to_dense() if isinstance(theirs, HeadLogits) else theirs
+        ours, theirs = dense(student, self.needs.student[0]), dense_or_sparse(teacher, self.needs.teacher[0])
         self.check_shapes(ours, theirs)
         if self.needs.target:
             options["target"] = batch["target"]
@@ -119,9 +118,7 @@ class Divergence(LogitObjective):
             return {self.name: self._of_tokens(student, teacher, batch)}
         if self.k is not None:
             name = self.needs.teacher[0]
-            theirs = teacher[name]
-            whole = theirs.to_dense() if isinstance(theirs, HeadLogits) else theirs
-            teacher = {name: losses.keep_top(whole, self.k)}
+            teacher = {name: losses.keep_top(dense_or_sparse(teacher, name), self.k)}
         return super().terms(student, teacher, batch)
 
     @property
@@ -132,10 +129,9 @@ class Divergence(LogitObjective):
         return student, student if teacher is None else self.now(teacher)
 
     def _of_tokens(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
-        ours, theirs = dense(student, self.needs.student[0]), teacher[self.needs.teacher[0]]
+        ours, theirs = dense(student, self.needs.student[0]), dense_or_sparse(teacher, self.needs.teacher[0])
         target, options = batch["target"], row_options(batch)
         mine, other = self.temperatures
-        theirs = theirs.to_dense() if isinstance(theirs, HeadLogits) else theirs
         if isinstance(theirs, SparseLogits):
             raise UserError(
                 f"{self.name} estimator", f"{self.estimator} with a top-k teacher", "estimator='full'",

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from limbeck.errors import UserError
-from limbeck.servers.connection import ServerGone, ServerRefused
+from limbeck.servers.connection import Connection, ServerGone, ServerRefused
 from limbeck.servers.token_texts import TokenTexts
 
 Entries = dict[int, float]
@@ -73,9 +73,43 @@ class Dialect(ABC):
         """
         return list(ids), self.read(ask(self.request(ids), None), ids)
 
+    @abstractmethod
+    def writing(self, ids: Sequence[int], how: Sampling) -> dict[str, Any]:
+        """The body that asks to write on behind a text."""
+
+    @abstractmethod
+    def written(self, answer: Any, ids: Sequence[int]) -> Written:
+        """What was written."""
+
+    def settle_writing(self, ask: Ask, ids: Sequence[int]) -> None:  # noqa: B027
+        """Find out on a probe text what has to be known of a server that writes."""
+
     def refuse(self, missing: str, hint: str = "") -> NoReturn:
         """Stop at an answer that cannot be used."""
         raise ServerRefused(f"server of {self.model} ({type(self).__name__}): {missing}{'; ' + hint if hint else ''}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a server is to write: ``temperature`` 0 takes the most probable token; ``seed`` makes a sample its own."""
+
+    length: int
+    temperature: float
+    top_p: float
+    seed: int
+
+    def body(self) -> dict[str, Any]:
+        """The settings by the names that all servers share; none of the filters that some have by default."""
+        greedy = {"temperature": self.temperature, "top_p": self.top_p, "min_p": 0.0}
+        return greedy if self.temperature == 0 else {**greedy, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a server wrote: tokens, and whether it came to an end by itself."""
+
+    ids: list[int]
+    ended: bool
 
 
 class VLLM(Dialect):
@@ -99,6 +133,16 @@ class VLLM(Dialect):
                 self.refuse(f"the text's own token {number} is not among the scored ones", "other tokens were read")
             entries.append(found)
         return Scored(entries)
+
+    def writing(self, ids: Sequence[int], how: Sampling) -> dict[str, Any]:
+        others = {"max_tokens": how.length, "top_k": -1, "repetition_penalty": 1.0, "return_token_ids": True}
+        return {"model": self.model, "prompt": list(ids), **how.body(), **others}
+
+    def written(self, answer: Any, ids: Sequence[int]) -> Written:
+        choice = _path(answer, "choices", 0) or {}
+        if choice.get("token_ids") is None:
+            self.refuse("the answer has no token_ids", "a vLLM that knows return_token_ids is needed")
+        return Written([int(one) for one in choice["token_ids"]], choice.get("finish_reason") == "stop")
 
 
 @dataclass
@@ -126,6 +170,19 @@ class SGLang(Dialect):
             found = {int(one[1]): _number(one[0]) for one in place or ()}
             entries.append(found | {int(said[1]): _number(said[0])})
         return Scored(entries)
+
+    def writing(self, ids: Sequence[int], how: Sampling) -> dict[str, Any]:
+        given = how.body()
+        seed = {"sampling_seed": given.pop("seed")} if "seed" in given else {}
+        others = {"max_new_tokens": how.length, "top_k": -1, "repetition_penalty": 1.0}
+        return {"input_ids": list(ids), "sampling_params": {**given, **seed, **others}}
+
+    def written(self, answer: Any, ids: Sequence[int]) -> Written:
+        found = _path(answer, "output_ids")
+        if found is None:
+            self.refuse("the answer has no output_ids", "is this an SGLang server?")
+        ended = _path(answer, "meta_info", "finish_reason", "type") == "stop"
+        return Written([int(one) for one in found], ended)
 
 
 @dataclass
@@ -156,6 +213,27 @@ class Echo(Dialect):
         return None if number is None else int(number)
 
     def request(self, ids: Sequence[int]) -> dict[str, Any]:
+        return {
+            "model": self.model, "prompt": self._prompt(ids), "max_tokens": 1, "temperature": 0, "echo": True,
+            "logprobs": self.top + self.spare,
+        }  # fmt: skip
+
+    def writing(self, ids: Sequence[int], how: Sampling) -> dict[str, Any]:
+        others = {"max_tokens": how.length, "top_k": 0, "repeat_penalty": 1.0}
+        return {"model": self.model, "prompt": self._prompt(ids), **how.body(), **others}
+
+    def written(self, answer: Any, ids: Sequence[int]) -> Written:
+        choice = _path(answer, "choices", 0) or {}
+        if not isinstance(choice.get("text"), str):
+            self.refuse("the answer has no text")
+        self._check_read(answer, ids)
+        return Written(self.texts.encode(choice["text"]), choice.get("finish_reason") == "stop")
+
+    def settle_writing(self, ask: Ask, ids: Sequence[int]) -> None:
+        read = _path(ask(self.writing(ids, Sampling(1, 0.0, 1.0, 0)), None), "usage", "prompt_tokens")
+        self.adds_start = self.start is not None and read == len(ids) + 1
+
+    def _prompt(self, ids: Sequence[int]) -> Any:
         prompt: Any = list(ids)
         if not self.by_number:
             if self.adds_start and ids[0] != self.start:
@@ -171,10 +249,7 @@ class Echo(Dialect):
                 )  # fmt: skip
             if self.adds_start:
                 prompt = prompt.removeprefix(self.texts.bytes[ids[0]].decode())
-        return {
-            "model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "echo": True,
-            "logprobs": self.top + self.spare,
-        }  # fmt: skip
+        return prompt
 
     def settle(self, ask: Ask, ids: Sequence[int]) -> tuple[list[int], Scored]:
         """Whether tokens are taken as prompt, whether a start is added, and where log-probabilities stand."""
@@ -212,6 +287,11 @@ class Echo(Dialect):
             entries[place] = found
         return Scored(entries, unclear)
 
+    def _check_read(self, answer: Any, ids: Sequence[int]) -> None:
+        read = _path(answer, "usage", "prompt_tokens")
+        if read is not None and read != len(ids):
+            self.refuse(f"it read {read} tokens where the tokenizer has {len(ids)}", "another tokenizer?")
+
     def _other_end(self, ids: list[int]) -> list[int]:
         """The probe with another last token, which the server will cut as we do."""
         for number in dict.fromkeys(ids[1:-1]):
@@ -231,11 +311,7 @@ class Echo(Dialect):
                 "the answer has no log-probabilities of the prompt",
                 "llama-cpp-python needs --logits_all true; llama.cpp's own llama-server does not give them",
             )
-        read = _path(answer, "usage", "prompt_tokens")
-        if read is not None and read != len(ids):
-            self.refuse(
-                f"it read {read} tokens where the tokenizer has {len(ids)}", "another tokenizer or chat template?"
-            )
+        self._check_read(answer, ids)
         tokens = said["tokens"]
         whole = list(range(len(ids)))
         without = [place for place in whole if ids[place] != self.start]
@@ -262,6 +338,19 @@ class _Tops:
 
 
 DIALECTS: dict[str, type[Dialect]] = {"vllm": VLLM, "sglang": SGLang, "echo": Echo}
+
+
+def meet(connection: Connection, model: str, texts: TokenTexts, *, top: int, dialect: str) -> Dialect:
+    """Ask a server which models it has, and choose how to speak with it; ``auto`` goes by what it calls itself."""
+    if dialect not in ("auto", *DIALECTS):
+        raise UserError("dialect", dialect, ("auto", *DIALECTS))
+    # A wrong address should be told at once, not after the patience of a run.
+    answer = connection.get("/v1/models", patience=min(5.0, connection.patience))
+    models = _path(answer, "data") or []
+    names = [str(one.get("id")) for one in models]
+    if model not in names:
+        raise UserError("model", model, names, f"the server at {connection.url} has these")
+    return DIALECTS[dialect_of(models) if dialect == "auto" else dialect](model, texts, top)
 
 
 def dialect_of(models: Iterable[Mapping[str, Any]]) -> str:

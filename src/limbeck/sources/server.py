@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck.cache.fingerprint import fingerprint_text, fingerprint_tokenizer
 from limbeck.errors import UserError
 from limbeck.servers.connection import Connection, ServerRefused
-from limbeck.servers.dialects import DIALECTS, Dialect, Entries, dialect_of
+from limbeck.servers.dialects import Entries, meet
 from limbeck.servers.token_texts import TokenTexts
 from limbeck.signals import Batch, Signals, SparseLogits
 from limbeck.sources.base import Source
@@ -84,12 +84,10 @@ class Server(Source):
         self.size = size or least
         if not 1 <= top < self.size:
             raise UserError("top", top, f"1 to {self.size - 1}")
-        if dialect not in ("auto", *DIALECTS):
-            raise UserError("dialect", dialect, ("auto", *DIALECTS))
         self.model, self.top, self.revision = model, top, revision
         self.connection = Connection(url, timeout=timeout, patience=patience, concurrency=concurrency, key=key)
         self.unclear = self.filled = 0
-        self.dialect = self._meet(dialect)
+        self.dialect = meet(self.connection, model, self.texts, top=top, dialect=dialect)
         self._greeting = self._probe(self.texts.encode(probe))
 
     def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
@@ -112,16 +110,6 @@ class Server(Source):
         return fingerprint_text(
             "server", self.model, self.top, self.size, fingerprint_tokenizer(self.texts.tokenizer), known
         )
-
-    def _meet(self, wanted: str) -> Dialect:
-        """Ask which models there are."""
-        # A wrong address should be told at once, not after the patience of a run.
-        models = self.connection.get("/v1/models", patience=min(5.0, self.connection.patience)).get("data", [])
-        names = [str(one.get("id")) for one in models]
-        if self.model not in names:
-            raise UserError("model", self.model, names, f"the server at {self.connection.url} has these")
-        kind = dialect_of(models) if wanted == "auto" else wanted
-        return DIALECTS[kind](self.model, self.texts, self.top)
 
     def _probe(self, ids: Sequence[int]) -> list[list[int]]:
         """Score the probe text; what is certain in the answer, for the fingerprint."""
