@@ -128,7 +128,7 @@ def codec(name: str) -> Codec:
 
 def _packed(kind: str, options: list[str]) -> Packed:
     threshold = 0.0 if kind == "packed" else float(options.pop(0))
-    most, bits = (int(number) for number in (*options, BITS)[:2])
+    most, bits = (int(number) for number in (*options, str(BITS))[:2])
     if len(options) > 2 or not 1 <= most <= MOST or not 1 <= bits <= 16 or not 0 <= threshold <= 1:
         hint = f"K of 1 to {MOST}, P of 0 to 1, 1 to 16 bits"
         raise UserError("codec", ":".join([kind, *options]), "packed:K, mass:P:K or above:P:K, and :BITS", hint)

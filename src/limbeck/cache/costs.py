@@ -12,7 +12,7 @@ from limbeck.cache.build import Teacher, batch_ids, position_mask
 from limbeck.cache.checks import encode, rows_of, specs_of
 from limbeck.cache.codecs import codec as codec_of
 from limbeck.errors import UserError
-from limbeck.signals import Batch, Signals
+from limbeck.signals import Batch, Signals, dense_or_sparse
 
 #: Id, and where the positions of a ragged sample end.
 _KEY_BYTES = 8
@@ -106,8 +106,9 @@ def _row_bytes(
     by_row = {}
     specs = specs_of(signals, count, mask, ragged, name_of)
     for name, spec in specs.items():
-        spec = spec.learnt(rows_of(signals[name], mask) if spec.ragged and mask is not None else signals[name])
-        parts = encode(signals[name], mask if spec.ragged else None, spec)
+        value = dense_or_sparse(signals, name)
+        spec = spec.learnt(rows_of(value, mask) if spec.ragged and mask is not None else value)
+        parts = encode(value, mask if spec.ragged else None, spec)
         rows = int(mask.sum()) if spec.ragged and mask is not None else count
         # A stream has a place of its own for every sample.
         streams = spec.open().streams

@@ -53,7 +53,8 @@ class Even(Codec):
         spread = rows.amax(-1, keepdim=True) - rows.amin(-1, keepdim=True)
         # Middle, step and product are rounded to float32: a few units of the largest element.
         rounding = rows.abs().amax(-1, keepdim=True) * 4 * torch.finfo(torch.float32).eps
-        return (spread / (2 * self.steps) + rounding).expand_as(rows).reshape(value.shape)
+        bound: Tensor = spread / (2 * self.steps) + rounding
+        return bound.expand_as(rows).reshape(value.shape)
 
     def in_range(self, value: Tensor) -> Tensor:
         return torch.isfinite(value)

@@ -26,7 +26,7 @@ from limbeck.cache.pending import Done, Rows
 from limbeck.cache.places import Lock, Place, place_of
 from limbeck.cache.reader import load_keys
 from limbeck.errors import UserError
-from limbeck.signals import Signals, SparseLogits
+from limbeck.signals import Signals, SparseLogits, dense_or_sparse
 
 SUFFIX = ".safetensors"
 CHECKS = ("size", "full")
@@ -141,7 +141,7 @@ class CacheWriter:
         counted = None if mask is None else mask.detach().cpu().bool()[chosen]
         parts: dict[str, Tensor] = {}
         for name, spec in list(specs.items()):
-            value = rows_of(signals[name], chosen)
+            value = rows_of(dense_or_sparse(signals, name), chosen)
             positions = counted if spec.ragged else None
             self._refuse_bad(name, value, keys[fresh], positions, spec.open())
             specs[name] = spec = spec.learnt(value if positions is None else rows_of(value, positions))
@@ -252,7 +252,7 @@ class CacheWriter:
     def _others(self, root: Place, mine: str) -> Manifest | None:
         """What other writers have in the same cache; None if there are none."""
         places = [root.part(name) for name in root.names() if name.startswith(PART) and name != mine]
-        if not any(place.has(FILE) for place in (places + [root] if mine else places)):
+        if not any(place.has(FILE) for place in ([*places, root] if mine else places)):
             return None
         found = Manifest.gather(root, leave=mine)
         self.refuse_other(found)

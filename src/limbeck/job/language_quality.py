@@ -98,14 +98,15 @@ def _columns(samples: Any, pad: int) -> dict[str, Tensor]:
 
 
 def _answered(one: Any) -> bool:
-    return 0 < one.start < len(one)
+    return bool(0 < one.start < len(one))
 
 
 def _first_answer(one: Any) -> Tensor:
     """Tokens of the first answer, up to the next turn of somebody else."""
     rest = one.learnt[one.start :]
     end = len(rest) if bool(rest.all()) else int((~rest).int().argmax())
-    return one.ids[one.start : one.start + end]
+    found: Tensor = one.ids[one.start : one.start + end]
+    return found
 
 
 def _text(tokenizer: Any, ids: Tensor) -> str:

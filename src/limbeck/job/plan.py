@@ -291,9 +291,12 @@ def _choose_signals(
         if asked is not None and asked.cached:
             raise UserError("signals", settings.signals, "live, with --cache off")
         asked = asked or SignalChoice("live")
+    chosen: SignalChoice
     if language is not None:
-        return choose("teacher signals", None, language_signals, asked, settings.cache, objective, language.writer())
-    return choose("teacher signals", None, _signals, asked, augment, epochs, objective, settings)
+        chosen = choose("teacher signals", None, language_signals, asked, settings.cache, objective, language.writer())
+    else:
+        chosen = choose("teacher signals", None, _signals, asked, augment, epochs, objective, settings)
+    return chosen
 
 
 def _signals(

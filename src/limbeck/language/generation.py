@@ -85,6 +85,14 @@ class Generator(Protocol):
     def pad(self) -> int:
         """Filler behind an answer."""
 
+    @property
+    def temperature(self) -> float:
+        """Of the samples."""
+
+    @property
+    def top_p(self) -> float:
+        """Of the samples."""
+
     def __call__(self, model: nn.Module, given: Sequences, views: Tensor | None = None) -> Sequences:
         """The prompts with answers, which begin with those of ``given``; the most probable ones without views."""
 

@@ -193,7 +193,7 @@ def shared_vocabulary(teacher: Network, student: Network) -> int | None:
 def first_logits(forward: Forward, size: int) -> Forward:
     """The same run with only the first ``size`` logits: the rest of a padded vocabulary means nothing."""
 
-    def run(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def run(model: nn.Module, batch: Batch) -> dict[str, Any]:
         signals = forward(model, batch)
         logits: Any = signals["logits"]
         if not isinstance(logits, HeadLogits):
