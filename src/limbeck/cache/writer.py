@@ -252,7 +252,7 @@ class CacheWriter:
     def _others(self, root: Place, mine: str) -> Manifest | None:
         """What other writers have in the same cache; None if there are none."""
         places = [root.part(name) for name in root.names() if name.startswith(PART) and name != mine]
-        if not any(place.has(FILE) for place in (places + [root] if mine else places)):
+        if not any(place.has(FILE) for place in ([*places, root] if mine else places)):
             return None
         found = Manifest.gather(root, leave=mine)
         self.refuse_other(found)

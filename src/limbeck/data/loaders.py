@@ -134,12 +134,16 @@ class TensorLoader:
         self, work: Iterator[tuple[Tensor, int, int]], last: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
         """The same batches, each made while the one before is at work; an error comes with its own batch."""
+
+        def make(index: Tensor, epoch: int, position: int) -> dict[str, Any]:
+            return last(self._batch(index, epoch, position))
+
         with ThreadPoolExecutor(1, "limbeck-ahead") as thread:
-            coming = [thread.submit(lambda one=one: last(self._batch(*one))) for one in islice(work, 1)]
+            coming = [thread.submit(make, *one) for one in islice(work, 1)]
             while coming:
                 ready = coming.pop()
                 batch = ready.result()
-                coming += [thread.submit(lambda one=one: last(self._batch(*one))) for one in islice(work, 1)]
+                coming += [thread.submit(make, *one) for one in islice(work, 1)]
                 yield batch
 
     def peek(self) -> dict[str, Any]:
