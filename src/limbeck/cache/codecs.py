@@ -121,14 +121,14 @@ def codec(name: str) -> Codec:
             return ProductQuantizer(int(options[0]))
         if not options:
             return _DENSE[kind]()
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, IndexError):
         pass
     raise UserError("codec", name, ", ".join(NAMES))
 
 
 def _packed(kind: str, options: list[str]) -> Packed:
     threshold = 0.0 if kind == "packed" else float(options.pop(0))
-    most, bits = (int(number) for number in (*options, str(BITS))[:2])
+    most, bits = int(options[0]), int(options[1]) if len(options) > 1 else BITS
     if len(options) > 2 or not 1 <= most <= MOST or not 1 <= bits <= 16 or not 0 <= threshold <= 1:
         hint = f"K of 1 to {MOST}, P of 0 to 1, 1 to 16 bits"
         raise UserError("codec", ":".join([kind, *options]), "packed:K, mass:P:K or above:P:K, and :BITS", hint)

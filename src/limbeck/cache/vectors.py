@@ -46,7 +46,8 @@ class Even(Codec):
             levels = torch.stack([levels >> 4, levels & 15], -1).flatten(-2)[..., : shape[-1] if shape else 1]
             levels = levels.to(torch.int8) - self.half
         value = torch.addcmul(parts["offset"].unsqueeze(-1), levels.float(), parts["scale"].unsqueeze(-1))
-        return value.reshape(len(value), *shape).to(dtype or torch.float32)
+        decoded: Tensor = value.reshape(len(value), *shape).to(dtype or torch.float32)
+        return decoded
 
     def bound(self, value: Tensor) -> Tensor:
         rows = self._rows(value.double())

@@ -135,15 +135,15 @@ class TensorLoader:
     ) -> Iterator[dict[str, Any]]:
         """The same batches, each made while the one before is at work; an error comes with its own batch."""
 
-        def make(one: tuple[Tensor, int, int]) -> dict[str, Any]:
-            return last(self._batch(*one))
+        def make(index: Tensor, epoch: int, position: int) -> dict[str, Any]:
+            return last(self._batch(index, epoch, position))
 
         with ThreadPoolExecutor(1, "limbeck-ahead") as thread:
-            coming = [thread.submit(make, one) for one in islice(work, 1)]
+            coming = [thread.submit(make, *one) for one in islice(work, 1)]
             while coming:
                 ready = coming.pop()
                 batch = ready.result()
-                coming += [thread.submit(make, one) for one in islice(work, 1)]
+                coming += [thread.submit(make, *one) for one in islice(work, 1)]
                 yield batch
 
     def peek(self) -> dict[str, Any]:
