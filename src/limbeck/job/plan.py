@@ -14,10 +14,12 @@ from limbeck.data.references import DataSet, load_data
 from limbeck.data.split import input_length
 from limbeck.engine import OptimizerSettings
 from limbeck.errors import UserError
+from limbeck.job.alignment import align, aligned_signals
 from limbeck.job.language import Language, heads_in_chunks, read_language
 from limbeck.job.references import as_data, as_network, as_teachers
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import SignalChoice, check_teachers, language_signals, parse_signals
+from limbeck.language import is_aligned
 from limbeck.measure import parameters
 from limbeck.models.compare import shared_vocabulary
 from limbeck.models.references import Network, compare_labels, compare_tokenizers
@@ -88,14 +90,20 @@ class Plan:
         return self.settings.codec or self.signals.codec
 
     @property
+    def read_at_once(self) -> int:
+        """Samples that networks read together: a step's, or a part of them."""
+        return math.ceil(self.batch_size / self.settings.accumulate)
+
+    @property
     def drops_last(self) -> bool:
         """Whether an epoch leaves out a last batch of one sample, which has no batch statistics."""
-        return len(self.data.splits.train) % self.batch_size == 1 < self.batch_size
+        return len(self.data.splits.train) % self.read_at_once == 1 < self.read_at_once
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
-        return self.epochs * (math.ceil(len(self.data.splits.train) / self.batch_size) - self.drops_last)
+        read = math.ceil(len(self.data.splits.train) / self.read_at_once) - self.drops_last
+        return self.epochs * math.ceil(read / self.settings.accumulate)
 
     @property
     def validates(self) -> bool:
@@ -109,6 +117,9 @@ class Plan:
         """The measure that decides, and whether more is better."""
         if self.task == "embedding" and self.data.pairs:
             return "recall@10", True
+        if self.language is not None and self.language.alignment is not None:
+            # Perplexities by different tokens cannot be compared.
+            return "bits_per_byte", False
         return PRIMARY[self.task]
 
 
@@ -128,27 +139,44 @@ def make_plan(settings: Settings) -> Plan:
     choose.note("data", data.notes)
     choose.note("teacher", teacher.notes)
     choose.note("student", [note for note in student.notes if note not in teacher.notes])
+    aligned = task == "causal-lm" and settings.objective is not None and is_aligned(parse_objective(settings.objective))
     for one in teachers.values():
-        choose.note("matched", _check_fit(task, one, student, data))
+        choose.note("matched", _check_fit(task, one, student, data, aligned))
     language = None
     if task == "causal-lm":
-        language, data, notes = read_language(
-            data, student, settings.text, settings.decoding, shared_vocabulary(teacher, student)
-        )
+        vocabulary = shared_vocabulary(student if aligned else teacher, student)
+        language, data, notes = read_language(data, student, settings.text, settings.decoding, vocabulary)
         choose.note("text", notes)
+        if aligned:
+            choose.note("alignment", align(language, teacher, student, data.splits).describe())
     objective = parse_objective(choose("objective", settings.objective, _objective, task, teacher, student, data))
     student_taps, teacher_taps = _taps(task, settings, choose)
     batch_size = choose("batch_size", settings.batch_size, _batch_size, data)
     lr = choose("lr", settings.lr, _learning_rate, student)
+    if settings.accumulate > 1:
+        batch_size = min(batch_size, len(data.splits.train))
+        if settings.accumulate > batch_size:
+            raise UserError("accumulate", settings.accumulate, f"1 to {batch_size}, the samples of a step")
+        if any(part.batchwise for part in objective.modules() if isinstance(part, Objective)):
+            hint = "this objective compares the samples of a step with each other"
+            raise UserError("accumulate", settings.accumulate, "1", hint)
+        choose.note("accumulate", [f"a step reads its samples in {settings.accumulate} parts"])
     epochs = choose("epochs", settings.epochs, _epochs, len(data.splits.train), student)
     augment = False
     if data.modality != "text" or settings.augment:
         augment = choose("augment", _checked_augment(settings, data), _augment)
     signals = _choose_signals(choose, settings, task, augment, epochs, objective, language)
-    if language is not None:
+    if language is not None and language.alignment is not None:
+        signals = aligned_signals(signals, objective, teachers.values())
+        choose.note("memory", ["whole logits of student and teacher are kept: spans are compared on them"])
+    elif language is not None:
         choose.note("memory", [heads_in_chunks(language, [student, *teachers.values()])])
         if signals.kind == "hidden" and not language.heads:
             raise UserError("signals", "hidden", "live or cache", choose.choices[-1].reason)
+    if settings.text.startswith("teacher") and len(teachers) > 1:
+        raise UserError("text", settings.text, "data, with several teachers", "one teacher writes")
+    if settings.text.startswith("teacher") and language is not None and language.alignment is not None:
+        raise UserError("text", settings.text, "data or student, with a teacher of another tokenizer")
     choose.note("teachers", check_teachers(teachers, settings.teacher_weights, signals, language))
     baseline = choose("baseline", _unless_auto(settings.baseline), _baseline, task, data)
     if baseline == "trained" and not _can_train_alone(task, data):
@@ -192,8 +220,11 @@ def _task(data: DataSet) -> tuple[str, str]:
     return data.task, data.task_reason
 
 
-def _check_fit(task: str, teacher: Network, student: Network, data: DataSet) -> list[str]:
-    """Refuse networks and data that cannot work together; notes on what was made to fit."""
+def _check_fit(task: str, teacher: Network, student: Network, data: DataSet, aligned: bool) -> list[str]:
+    """Refuse networks and data that cannot work together; notes on what was made to fit.
+
+    Tokenizers may be any where the objective compares ``aligned`` spans of text.
+    """
     roles = {"teacher": teacher, "student": student}
     for role, network in roles.items():
         if data.modality != network.modality and "tensor" not in (data.modality, network.modality):
@@ -207,7 +238,7 @@ def _check_fit(task: str, teacher: Network, student: Network, data: DataSet) -> 
         names = data.labels if data.labels is not None else data.num_classes
         found = {role: compare_labels(network, names, key=f"{role} labels") for role, network in roles.items()}
         return [f"{role}: {note}" for role, note in found.items() if note]
-    return [compare_tokenizers(teacher, student)] if task == "causal-lm" else []
+    return [compare_tokenizers(teacher, student, remap=True)] if task == "causal-lm" and not aligned else []
 
 
 def _check_targets(data: DataSet) -> None:

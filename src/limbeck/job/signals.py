@@ -64,7 +64,7 @@ def write_signals(
         "expected_seconds": expected.seconds,
     }
     if plan.language is not None:
-        tokens = plan.language.learnt("train")
+        tokens = plan.language.positions()
         found |= {"tokens": tokens, "bytes_per_token": size / tokens}
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -27,21 +28,21 @@ from limbeck.sources import Cached, Live, Source
 
 
 def loader_of(
-    plan: Plan, split: Split, *, shuffle: bool, live_teacher: bool, batch_size: int | None = None
+    plan: Plan, split: Split, *, shuffle: bool, live_teacher: bool, batch_size: int | None = None, alone: bool = False
 ) -> TensorLoader:
     """Batches of raw samples, prepared for the student, and for a live teacher that prepares in another way.
 
-    Of a language model the training texts, whatever ``split`` is.
+    Of a language model the training texts, whatever ``split`` is; the data's own for a student that learns ``alone``.
     """
     if plan.language is not None:
         return plan.language.loader(
-            "train", batch_size or plan.batch_size, seed=plan.settings.seed, shuffle=shuffle,
+            "data" if alone else "train", batch_size or plan.read_at_once, seed=plan.settings.seed, shuffle=shuffle,
             drop_last=plan.drops_last and shuffle,
         )  # fmt: skip
     lengths = text_lengths(split.input) if plan.data.modality == "text" else None
     return TensorLoader(
         split,
-        batch_size or plan.batch_size,
+        batch_size or plan.read_at_once,
         shuffle=shuffle,
         seed=plan.settings.seed,
         lengths=lengths,
@@ -98,7 +99,7 @@ def cached_teacher(
 
 def _cache_loader(plan: Plan) -> TensorLoader:
     if plan.language is not None:
-        return plan.language.loader("train", plan.batch_size, ready=True)
+        return plan.language.loader("train", plan.read_at_once, ready=True, teacher=True)
     split = plan.data.splits.train
     return loader_of(plan, split, shuffle=False, live_teacher=True, batch_size=max(32, plan.batch_size))
 
@@ -110,8 +111,8 @@ def cache_costs(plan: Plan, live: Source, writers: int = 1) -> Estimate:
     middle = islice(iter(loader), len(loader) // 2, None)
     batch = next(middle) if language is not None else loader.peek()
     return estimate(
-        live, batch, loader.samples, needs, plan.codec,
-        ragged=needs if language is not None else (), positions=language.learnt("train") if language else None,
+        live, batch, loader.samples, needs, codecs(plan),
+        ragged=needs if language is not None else (), positions=language.positions() if language else None,
         writers=writers,
     )  # fmt: skip
 
@@ -119,6 +120,13 @@ def cache_costs(plan: Plan, live: Source, writers: int = 1) -> Estimate:
 def kept_signals(plan: Plan) -> tuple[str, ...]:
     """Names of what a cache of the plan's teacher holds."""
     return ("hidden",) if plan.signals.kind == "hidden" else plan.objective.needs.teacher
+
+
+def codecs(plan: Plan) -> dict[str, str]:
+    """How a cache keeps every signal; of a token's one number beside whole logits all digits."""
+    needs = kept_signals(plan)
+    alone = needs == ("log_probs",)
+    return {name: "float32" if name == "log_probs" and not alone else plan.codec for name in needs}
 
 
 def _fill(
@@ -137,7 +145,7 @@ def _fill(
             loader,
             folder,
             needs,
-            codec=plan.codec,
+            codec=codecs(plan),
             fingerprint=fingerprint,
             progress=lambda seen, added: advance(seen),
             # Of a text the tokens that are learnt are kept, whatever they are padded with.
@@ -157,7 +165,7 @@ def train_baseline(plan: Plan, start: Mapping[str, Tensor], out: Path | None, pr
     if plan.task == "embedding":
         return _train_on_pairs(plan, out, progress)
     objective: Objective = TargetMSE() if plan.task == "regression" else CrossEntropy()
-    return _train(plan, objective, None, out, progress, "without distillation", {})
+    return _train(plan, objective, None, out, progress, "without distillation", {}, alone=True)
 
 
 def _train_on_pairs(plan: Plan, out: Path | None, progress: Progress) -> History:
@@ -170,7 +178,7 @@ def _train_on_pairs(plan: Plan, out: Path | None, progress: Progress) -> History
         return {**batch, "input": prepare(batch["input"]), "document": prepare(batch["document"])}
 
     # Pairs hold two texts, so half as many of them make as long a step.
-    size = max(2, plan.batch_size // 2)
+    size = max(2, plan.read_at_once // 2)
     loader = TensorLoader(split, size, seed=plan.settings.seed, lengths=text_lengths(documents), transform=both)
 
     def forward(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -189,9 +197,11 @@ def _train(
     progress: Progress,
     title: str,
     taps: Mapping[str, str],
+    *,
+    alone: bool = False,
 ) -> History:
     live = isinstance(teacher, Live)
-    loader = loader_of(plan, plan.data.splits.train, shuffle=True, live_teacher=live)
+    loader = loader_of(plan, plan.data.splits.train, shuffle=True, live_teacher=live, alone=alone)
     return _fit(plan, objective, teacher, loader, plan.student.forward, out, progress, title, taps)
 
 
@@ -236,7 +246,7 @@ def _fit(
             resume=settings.resume,
             select=primary if settings.select == "best" else None,
             select_higher=higher,
-            progress=progress.callback(title, plan.epochs * len(loader)),
+            progress=progress.callback(title, plan.epochs * math.ceil(len(loader) / settings.accumulate)),
             logger=trackers(settings.logger, out),
             **trainer_settings(plan),
         )
@@ -250,6 +260,7 @@ def trainer_settings(plan: Plan) -> dict[str, Any]:
     return {
         "seed": settings.seed,
         "gradient_clip": settings.gradient_clip,
+        "accumulate_grad_batches": settings.accumulate,
         "precision": plan.precision,
         "devices": settings.devices,
         "strategy": settings.strategy,

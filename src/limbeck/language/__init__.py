@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from limbeck.language.alignment import AlignmentReport, Cutter, match_spans
-from limbeck.language.checks import check_alignment, check_tokenizers, check_writer
+from limbeck.language.checks import check_alignment, check_tokenizers, check_writer, is_aligned, taught_parts
 from limbeck.language.distiller import SequenceDistiller
 from limbeck.language.generation import Decoding, Generator, choose, generate
 from limbeck.language.packing import packed
@@ -17,6 +17,7 @@ from limbeck.language.sequences import (
     check_head,
     left_aligned,
     positions,
+    with_log_probs,
 )
 from limbeck.language.served import ServedDecoding
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
@@ -32,6 +33,7 @@ from limbeck.language.writers import (
     Revised,
     Step,
     StoredText,
+    TeacherText,
     Writer,
     without_answers,
 )
@@ -60,6 +62,7 @@ __all__ = [
     "ServedDecoding",
     "Step",
     "StoredText",
+    "TeacherText",
     "WindowSpans",
     "Writer",
     "answer_head",
@@ -72,6 +75,7 @@ __all__ = [
     "choose",
     "corrected_prefix",
     "generate",
+    "is_aligned",
     "left_aligned",
     "locate",
     "match_spans",
@@ -79,7 +83,9 @@ __all__ = [
     "parse_text",
     "pieces_of",
     "positions",
+    "taught_parts",
     "token_divergence",
+    "with_log_probs",
     "without_answers",
     "writes",
     "write_texts",

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from limbeck.data.views import uniform
 from limbeck.errors import UserError
+from limbeck.losses import token_log_probs
 from limbeck.nn.output_head import OutputHead
-from limbeck.signals import Batch, HeadLogits, name_output
+from limbeck.signals import Batch, Forward, HeadLogits, dense, name_output
 
 COLUMNS = ("prompt", "prompt_mask", "answer", "answer_mask")
 
@@ -138,6 +139,18 @@ def answer_logits(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     logits = name_output(model(**batch["input"], **options))["logits"]
     # The last position predicts what would follow the answer.
     return {"logits": logits[:, -count - 1 : -1]}
+
+
+def with_log_probs(forward: Forward) -> Forward:
+    """The same run with ``log_probs`` ``[B, A]`` too: of the batch's own ``target``, 0 where its ``mask`` is False."""
+
+    def run(model: nn.Module, batch: Batch) -> dict[str, Any]:
+        signals = forward(model, batch)
+        found = token_log_probs(dense(signals, "logits"), batch["target"], mask=batch.get("mask"))
+        return {**signals, "log_probs": found}
+
+    run.__qualname__ = f"{forward.__qualname__}[log_probs]"
+    return run
 
 
 def answer_hidden(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
