@@ -245,6 +245,6 @@ def test_parts_that_cannot_be(same: tuple[str, str, str], text_table: Path, text
         plan_of(same, accumulate=9)
     with pytest.raises(UserError, match="accumulate: given 0"):
         Settings(*same, "out", accumulate=0).check()
+    references = f"hf:{text_classifier}", "slice:layers=0", f"csv:{text_table}"
     with pytest.raises(UserError, match="samples of a step with each other"):
-        references = f"hf:{text_classifier}", "slice:layers=0", f"csv:{text_table}"
         make_plan(Settings(*references, "out", objective="dist", accumulate=2))

@@ -27,11 +27,11 @@ from limbeck.language import (
     with_log_probs,
 )
 from limbeck.losses import forward_kl
-from limbeck.models.tokens import begins_word
 from limbeck.objectives import KL, CrossEntropy, DataCrossEntropy, LikelihoodMatching, UniversalLogitDistance
 from limbeck.objectives.text import parse_objective
 from limbeck.sources import Cached, Live
 from limbeck.testbeds.recipe import seeded
+from limbeck.tokens import begins_word
 from tests.language.test_alignment import texts as some_texts
 from tests.models.tiny import full_byte_tokenizer, piece_tokenizer, word_tokenizer
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from limbeck.cache.fingerprint import fingerprint_tokenizer
 from limbeck.errors import UserError
 from limbeck.models.network import Network
-from limbeck.models.tokens import added_tokens, pipeline, token_bytes, token_kind, vocabulary_size
 from limbeck.nn.mode import evaluating
 from limbeck.signals import Batch, Forward, HeadLogits, name_output
+from limbeck.tokens import added_tokens, pipeline, token_bytes, token_kind, vocabulary_size
 
 SAME_TOKENS = "both have the same tokens under other numbers: compare_tokenizers(remap=True) lets the teacher translate"
 OTHER_TOKENS = (
