@@ -19,6 +19,7 @@ def cache(
     columns: dict[str, str] | None = None,
     max_length: int | None = None,
     batch_size: int | None = None,
+    views: int | None = None,
     teacher_precision: Literal["auto", "float32", "bfloat16"] = "auto",
     seed: int = 0,
     writers: int = 1,
@@ -39,6 +40,7 @@ def cache(
         columns: columns of a table, such as text=body.
         max_length: longest text in tokens.
         batch_size: samples that the teacher is asked about at once.
+        views: augmented views of every image, for distill with as many.
         teacher_precision: bfloat16 halves the teacher's time where the processor supports it.
         seed: of the split into training and held-out samples; distill has to use the same.
         writers: processes of this machine that write side by side, each with a teacher of its own.
@@ -58,7 +60,8 @@ def cache(
 
     settings = Settings(
         teacher, teacher, data, out, task=task, signals=signals, codec=codec, columns=columns or {},
-        max_length=max_length, batch_size=batch_size, teacher_precision=teacher_precision, seed=seed, allow_py=allow_py,
+        max_length=max_length, batch_size=batch_size, views=views, teacher_precision=teacher_precision, seed=seed,
+        allow_py=allow_py,
     )  # fmt: skip
     print_json(write_signals(settings, writers=writers, part=_part(part)))
 

@@ -72,18 +72,17 @@ def signals(
     """Where the teacher's signals come from, of any task but causal-lm."""
     why = {
         "the objective needs no teacher": not objective.needs.teacher,
-        "augmented views are new every epoch": augment,
+        "augmented views are new every epoch": augment and settings.views is None,
     }
     live = next((reason for reason, holds in why.items() if holds), None)
     if live is not None and (settings.cache not in (None, "off") or (asked is not None and asked.cached)):
         raise UserError("cache", settings.cache or str(asked), "off", live)
     if asked is not None:
         return asked, "as given"
-    return (
-        (SignalChoice("live"), live)
-        if live
-        else (SignalChoice("cache"), f"the teacher answers once for {epochs} epochs")
-    )
+    if live is not None:
+        return SignalChoice("live"), live
+    views = "" if settings.views is None else f", {settings.views} views of every sample"
+    return SignalChoice("cache"), f"the teacher answers once for {epochs} epochs{views}"
 
 
 def baseline(task: str, data: DataSet) -> tuple[str, str]:

@@ -87,6 +87,11 @@ class Plan:
         return self.settings.codec or self.signals.codec
 
     @property
+    def views(self) -> int:
+        """Views of every sample that a cache holds."""
+        return self.settings.views or 1
+
+    @property
     def read_at_once(self) -> int:
         """Samples that networks read together: a step's, or a part of them."""
         return math.ceil(self.batch_size / self.settings.accumulate)
@@ -162,8 +167,8 @@ def make_plan(settings: Settings) -> Plan:
         choose.note("accumulate", [f"a step reads its samples in {settings.accumulate} parts"])
     epochs = choose("epochs", settings.epochs, choices.epochs, len(data.splits.train), student)
     augment = False
-    if data.modality != "text" or settings.augment:
-        augment = choose("augment", _checked_augment(settings, data), choices.augmentation)
+    if data.modality != "text" or settings.augment or settings.views:
+        augment = choose("augment", _checked_augment(settings, data, teacher, student), choices.augmentation)
     signals = _choose_signals(choose, settings, task, augment, epochs, objective, language)
     if language is not None and language.alignment is not None:
         signals = aligned_signals(signals, objective, teachers.values())
@@ -260,10 +265,18 @@ def _taps(task: str, settings: Settings, choose: _Chooser) -> tuple[dict[str, st
     return student, teacher
 
 
-def _checked_augment(settings: Settings, data: DataSet) -> bool | None:
+def _checked_augment(settings: Settings, data: DataSet, teacher: Network, student: Network) -> bool | None:
     if settings.augment and data.modality != "image":
         raise UserError("augment", True, "images only", f"these data are {data.modality}s")
-    return settings.augment
+    if settings.views is None:
+        return settings.augment
+    if settings.augment is False or data.modality != "image":
+        why = "augment is off" if data.modality == "image" else f"these data are {data.modality}s"
+        raise UserError("views", settings.views, "images, which are augmented", why)
+    if teacher.preprocessing != student.preprocessing:
+        hint = "both have to be shown the same view"
+        raise UserError("views", settings.views, "teacher and student that prepare images in one way", hint)
+    return True
 
 
 def _choose_signals(

@@ -34,7 +34,7 @@ def preview(plan: Plan, live: Source, progress: Progress) -> dict[str, Any]:
     fit(distiller, loader, steps=_STEPS, progress=steps, **trainer_settings(plan))
     plan.student.module.load_state_dict(before)
     distiller.finish()
-    asks = len(plan.data.splits.train) / plan.batch_size if plan.cached else plan.steps
+    asks = len(plan.data.splits.train) * plan.views / plan.batch_size if plan.cached else plan.steps
     trainable = parameters(plan.student.module)["trainable"]
     needed = state_bytes(plan.student.module) + state_bytes(plan.teacher.module) + 12 * trainable
     cache = cache_costs(plan, live).bytes if plan.cached else 0.0

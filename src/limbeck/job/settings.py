@@ -43,6 +43,7 @@ class Settings:
         gradient_clip: largest gradient norm.
         max_length: longest text in tokens.
         augment: flip and crop training images; the teacher then answers live instead of from the cache.
+        views: every image is shown in so many augmented views, in turn, whose signals a cache holds.
         signals: where the teacher's signals come from: live, cache, hidden (cached states under the teacher's head,
             for causal-lm) or server:URL,model=NAME (causal-lm).
         cache: folder of the teacher's cached signals (default: OUT/cache), or "off" for a live teacher.
@@ -89,6 +90,7 @@ class Settings:
     gradient_clip: float | None = 1.0
     max_length: int | None = None
     augment: bool | None = None
+    views: int | None = None
     signals: str | None = None
     cache: str | None = None
     codec: str | None = None
@@ -126,7 +128,7 @@ class Settings:
         if self.task not in (None, "causal-lm") and (self.text != "data" or self.decoding):
             key = "text" if self.text != "data" else "decoding"
             raise UserError(key, getattr(self, key), "nothing, for this task", "only language models write texts")
-        for key in ("epochs", "batch_size", "accumulate", "max_length", "devices", "answers"):
+        for key in ("epochs", "batch_size", "accumulate", "views", "max_length", "devices", "answers"):
             least = 0 if key == "answers" else 1
             value = getattr(self, key)
             if value is not None and value < least:

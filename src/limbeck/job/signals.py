@@ -52,7 +52,7 @@ def write_signals(
         _side_by_side(settings, writers)
         tools.merge(out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    samples = len(plan.data.splits.train)
+    samples = len(plan.data.splits.train) * plan.views
     found = {
         "folder": str(out),
         "samples": samples,

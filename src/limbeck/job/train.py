@@ -47,7 +47,9 @@ def loader_of(
         seed=plan.settings.seed,
         lengths=lengths,
         drop_last=plan.drops_last and shuffle,
-        transform=Prepare(plan, live_teacher, augment=plan.augment and shuffle),
+        # What a cache is filled with has no views, or all of them.
+        transform=Prepare(plan, live_teacher, augment=plan.augment and (shuffle or plan.settings.views is not None)),
+        views=plan.settings.views,
     )
 
 
@@ -85,6 +87,8 @@ def cached_teacher(
         fingerprint |= plan.language.fingerprint()
     else:
         fingerprint |= {"preprocessing": plan.teacher.preprocessing_fingerprint(), **plan.data.fingerprint}
+        if plan.augment:
+            fingerprint["augmentation"] = repr(CropFlip())
     try:
         _fill(plan, folder, live, loader, fingerprint, progress, part)
     except StaleCache:
@@ -111,7 +115,7 @@ def cache_costs(plan: Plan, live: Source, writers: int = 1) -> Estimate:
     middle = islice(iter(loader), len(loader) // 2, None)
     batch = next(middle) if language is not None else loader.peek()
     return estimate(
-        live, batch, loader.samples, needs, codecs(plan),
+        live, batch, loader.samples * plan.views, needs, codecs(plan),
         ragged=needs if language is not None else (), positions=language.positions() if language else None,
         writers=writers,
     )  # fmt: skip
@@ -139,10 +143,10 @@ def _fill(
     part: tuple[int, int] | None,
 ) -> None:
     needs = kept_signals(plan)
-    with progress.bar("teacher signals", loader.samples) as advance:
+    with progress.bar("teacher signals", loader.samples * plan.views) as advance:
         write_cache(
             live,
-            loader,
+            loader if plan.settings.views is None else loader.every_view(),
             folder,
             needs,
             codec=codecs(plan),
