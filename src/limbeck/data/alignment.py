@@ -29,7 +29,7 @@ class Alignment:
 
     @property
     def variation_rate(self) -> float:
-        """Share of the compressed words that the original does not have: invented, or changed. 1 for no words at all."""
+        """Share of the compressed words that the original does not have: invented or changed. 1 if there are none."""
         return 1 - self.found / self.compressed if self.compressed else 1.0
 
     @property

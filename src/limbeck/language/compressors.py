@@ -1,6 +1,6 @@
 """Who shows a student what to leave out: anything that gives a shorter text for a text.
 
-A teacher of compression is a function, text -> compressed text (:data:`Compressor`), so that a chat model behind an API,
+A teacher of compression is a function, text -> compressed text (:data:`Compressor`): a chat model behind an API,
 people's own summaries and a measured saliency are one thing to whoever learns from it. Whether its words are the
 original's is found out by :func:`limbeck.data.alignment.align`, not trusted.
 """

@@ -43,13 +43,18 @@ class Keeper:
             raise UserError("rate", self.rate, "a finite number, usually from 0 to 1")
 
     def __call__(
-        self, words: Sequence[str], scores: Sequence[float], costs: Sequence[int] | None = None
+        self,
+        words: Sequence[str],
+        scores: Sequence[float],
+        costs: Sequence[int] | None = None,
+        limit: int | None = None,
     ) -> list[bool]:
         """Per word whether it stays.
 
         Args:
             scores: probabilities or any other finite numbers, one per word.
             costs: what a word costs, such as its number of tokens in the language model that will read the result.
+            limit: what may be spent, in the place of ``rate`` (rule ``exact``).
         """
         costs = [1] * len(words) if costs is None else costs
         if len(scores) != len(words) or len(costs) != len(words):
@@ -57,7 +62,9 @@ class Keeper:
         if not all(math.isfinite(float(score)) for score in scores) or min(costs, default=0) < 0:
             raise UserError("scores, costs", "NaN, infinite or negative values", "finite scores and costs of 0 or more")
         must = [self._forced(word) for word in words]
-        if self.rate >= 1:
+        if limit is not None:
+            keep = best_within(scores, costs, limit, must)
+        elif self.rate >= 1:
             keep = [True] * len(words)
         elif self.rule == "percentile":
             keep = self._above(scores, costs, must)
@@ -134,3 +141,18 @@ def best_contexts(
     if costs and not any(keep):
         keep[max(range(len(means)), key=lambda number: (means[number], -number))] = True
     return keep
+
+
+def shares(sizes: Sequence[int], limit: int) -> list[int]:
+    """``limit`` dealt out in proportion to ``sizes``, in whole numbers that sum to it; nobody gets more than its size.
+
+    By largest remainders, earlier ones first.
+    """
+    total = sum(sizes)
+    if limit >= total:
+        return list(sizes)
+    found = [limit * size // total for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda place: (-(limit * sizes[place] % total), place))
+    for place in order[: limit - sum(found)]:
+        found[place] += 1
+    return found

@@ -38,13 +38,12 @@ def self_information(
     if merge not in ("sum", "mean"):
         raise UserError("merge", merge, ("sum", "mean"))
     places = [split_spans(text) for text in texts] if words is None else words
-    coded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True) if texts else {"input_ids": []}
+    if not texts:
+        return []
+    coded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
     ids: list[list[int]] = [list(row) for row in coded["input_ids"]]
     nll = token_nll(model, [[_begin(tokenizer)]] * len(texts), ids, batch_size=batch_size)
-    return [
-        _by_word(values, offsets, row, merge)
-        for values, offsets, row in zip(nll, coded.get("offset_mapping", ()), places)
-    ]
+    return [_by_word(values, offsets, row, merge) for values, offsets, row in zip(nll, coded["offset_mapping"], places)]
 
 
 def continuation_log_likelihood(
@@ -94,10 +93,10 @@ def _by_word(nll: Tensor, offsets: Sequence[tuple[int, int]], words: Sequence[Wo
     for value, (start, end) in zip(nll, offsets):
         while first < len(words) and words[first].end <= start:
             first += 1
-        shared = [(min(end, word.end) - max(start, word.start), -place) for place, word in enumerate(words[first:], first)]
-        if not shared or max(shared)[0] <= 0:
+        shared = [min(end, word.end) - max(start, word.start) for word in words[first:]]
+        if max(shared, default=0) <= 0:
             continue
-        place = -max(shared)[1]
+        place = first + shared.index(max(shared))
         totals[place] += value
         counts[place] += 1
     return totals if merge == "sum" else totals / counts.clamp_min(1)

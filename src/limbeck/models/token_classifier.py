@@ -60,16 +60,18 @@ class TokenClassifier(nn.Module):
         """
         given = getattr(body, "tokenizer", None) if tokenizer is None else tokenizer
         source = body_of(body)
-        if layers is not None:
-            source = keep_layers(source, list(layers))
         config = copy.deepcopy(source.config)
         config.num_labels = 2
         if causal:
             if not hasattr(config, "is_decoder"):
-                raise UserError("causal", type(source).__name__, "a network of BERT's kind, whose config has is_decoder")
+                raise UserError(
+                    "causal", type(source).__name__, "a network of BERT's kind, whose config has is_decoder"
+                )
             config.is_decoder, config.use_cache = True, False
         made = require("transformers", EXTRA).AutoModelForTokenClassification.from_config(config)
         transfer_body(source, made)
+        if layers is not None:
+            made = keep_layers(made, layers)
         return cls(made, given, max_length=max_length)
 
     @classmethod

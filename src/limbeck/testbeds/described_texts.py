@@ -29,7 +29,9 @@ WORDS, SUMMARY_WORDS = (36, 64), (4, 24)
 PER_FILE = 10
 PACKAGES = ("stdlib", *code_corpus.PACKAGES)
 
-_HEADING = re.compile(r"^(?:parameters|returns?|raises|args|arguments|notes?|examples?|see also|references)\b|^[.>:|*+-]")
+_HEADING = re.compile(
+    r"^(?:parameters|returns?|raises|args|arguments|notes?|examples?|see also|references)\b|^[.>:|*+-]"
+)
 _MARKUP = re.compile(r":\w+(?::\w+)?:(?=`)|``?|\*\*|_(?=\s|$)")
 
 
