@@ -153,7 +153,8 @@ class CompressionExperiment(Experiment):
 
     def part_of(self, texts: Sequence[str]) -> Split:
         """The part of the testbed that these texts are."""
-        return next(part for part in map(self.bed.part, ("test", "other")) if list(part.input) == list(texts))
+        parts: list[Split] = [self.bed.part(name) for name in ("test", "other")]
+        return next(part for part in parts if list(part.input) == list(texts))
 
     def tfidf(self, words: Sequence[Word]) -> Tensor:
         """Inverse document frequency among the training texts, times the word's count in its own text."""
@@ -186,10 +187,16 @@ class CompressionExperiment(Experiment):
     def speed(self, arm: str, seconds: float, words: int) -> dict[str, float]:
         """Words per second of one thread; of the networks whose scores are kept, on a few texts again."""
         few = list(self.bed.part("test").input[:4])
-        if arm in ("information", "teacher"):
-            measure = Saliency(self.bed.teacher()).scores if arm == "teacher" else None
+        again: list[Tensor] = []
+        if arm == "teacher":
+            measure = Saliency(self.bed.teacher()).scores
             began = time.process_time()
-            again = [measure(one) for one in few] if measure else self_information(*self.bed.language_model, few)
+            again = [measure(one) for one in few]
+        elif arm == "information":
+            model, tokenizer = self.bed.language_model
+            began = time.process_time()
+            again = self_information(model, tokenizer, few)
+        if again:
             seconds, words = time.process_time() - began, sum(len(row) for row in again)
         return {"words_per_second": words / max(seconds, 1e-6)}
 
