@@ -42,7 +42,8 @@ def chain(model: Any, ids: list[int]) -> torch.Tensor:
     """-log p of every token but the first, one text at a time."""
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-    return -logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    found: torch.Tensor = -logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    return found
 
 
 def test_information_is_that_of_the_tokens_of_a_word(model: Any, tokenizer: Any) -> None:

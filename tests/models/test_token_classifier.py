@@ -81,8 +81,9 @@ def test_causal_students_do_not_see_what_comes(tokenizer: Any) -> None:
 def test_first_layers_and_their_weights(tokenizer: Any) -> None:
     source = body(tokenizer, layers=3)
     model = TokenClassifier.on(source, tokenizer, layers=(0, 2))
-    assert model.classifier.config.num_hidden_layers == 2  # type: ignore[union-attr]
-    kept, wanted = model.classifier.bert.encoder.layer[1], source.encoder.layer[2]  # type: ignore[union-attr, index]
+    classifier: Any = model.classifier
+    assert classifier.config.num_hidden_layers == 2
+    kept, wanted = classifier.bert.encoder.layer[1], source.encoder.layer[2]
     torch.testing.assert_close(dict(kept.named_parameters()), dict(wanted.named_parameters()))
     assert kept.output.dense.weight is not wanted.output.dense.weight
 

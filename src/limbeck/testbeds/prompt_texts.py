@@ -179,9 +179,19 @@ class PromptTexts(Testbed):
         return artefact(_MODEL).sha256 if self.size == "full" else "smoke"
 
     def student(self, seed: int = 0, *, causal: bool = False) -> TokenClassifier:
-        """The first layers of MiniLM with a fresh head; ``causal``: a word sees only what stands before it."""
-        body = self.encoder().requires_grad_(True)
+        """The first layers of MiniLM with a fresh head; ``causal``: a word sees only what stands before it.
+
+        In smoke size a network of that kind that has learnt nothing.
+        """
+        body = self.encoder().requires_grad_(True) if self.size == "full" else self._tiny()
         return seeded(lambda: TokenClassifier.on(body, layers=self.plan.layers, causal=causal, max_length=160), seed)
+
+    def _tiny(self) -> SentenceEncoder:
+        transformers = require("transformers", "language")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(fetch(_ENCODER), local_files_only=True)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+        config = transformers.BertConfig(vocab_size=len(tokenizer), **sizes)
+        return SentenceEncoder(seeded(lambda: transformers.BertModel(config), 0), tokenizer)
 
     # What is asked of the networks once.
 
