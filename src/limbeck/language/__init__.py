@@ -5,7 +5,7 @@ from __future__ import annotations
 from limbeck.language.alignment import AlignmentReport, Cutter, match_spans
 from limbeck.language.checks import check_alignment, check_tokenizers, check_writer
 from limbeck.language.compressors import Instructed, Known, Saliency
-from limbeck.language.distiller import SequenceDistiller, check_tokenizers
+from limbeck.language.distiller import SequenceDistiller
 from limbeck.language.generation import Decoding, Generator, choose, generate
 from limbeck.language.keeping import Keeper
 from limbeck.language.likelihood import continuation_log_likelihood, self_information
@@ -49,10 +49,10 @@ __all__ = [
     "FUNCTION_WORDS",
     "FunctionWordSpans",
     "Generator",
-    "Mixed",
     "Instructed",
     "Keeper",
     "Known",
+    "Mixed",
     "OnPolicy",
     "RandomSpans",
     "ReplayBuffer",
@@ -90,6 +90,6 @@ __all__ = [
     "self_information",
     "token_divergence",
     "without_answers",
-    "writes",
     "write_texts",
+    "writes",
 ]
