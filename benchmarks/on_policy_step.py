@@ -52,7 +52,7 @@ from limbeck.testbeds.smollm2 import SmolLM2
 
 TRL = "1.16.0"
 OTHERS = ("datasets", "accelerate", "dill", "multiprocess", "xxhash")
-BATCH, NEW, SKIPPED, STEPS = 4, 32, 1, 4
+BATCH, NEW, SKIPPED, STEPS = 4, 32, 1, 2
 #: Tokens of a prompt.
 LENGTHS = {"short": 32, "long": 256}
 LEARNING_RATE, CLIP = 1e-5, 1.0
@@ -240,7 +240,7 @@ def compare(quick: bool) -> None:
             spent[run.__name__] = clock.split()
             return clock.seconds
 
-        repeats = 1 if quick else 5
+        repeats = 1 if quick else 3
         pair = measure_pair(lambda: side(ours), lambda: side(theirs), repeats, warmup=0 if quick else 1)
         result[name] = {"prompt_tokens": length, "time": pair.to_dict(), "seconds_of_a_step": spent}
         print(f"prompts of {length} tokens: ours / TRL {pair}; {spent}", flush=True)
