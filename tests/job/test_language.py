@@ -79,7 +79,8 @@ def test_learnt_tokens_are_the_assistants_whatever_the_layout(given: tuple[str, 
             text = Sequences.of(batch["input"])
             for row in range(len(text)):
                 words = tokenizer.decode(text.answer[row][text.counted[row]])
-                assert "user" not in words and "what" not in words
+                assert "user" not in words
+                assert "what" not in words
                 seen += int(text.counted[row].sum())
         assert seen == language.learnt("train")
 
@@ -236,7 +237,8 @@ def test_several_writers_fill_one_cache(
         first, second = (
             reader.read(batch["id"], None, ("logits",), mask=batch["mask"])["logits"] for reader in readers
         )
-        assert isinstance(first, SparseLogits) and isinstance(second, SparseLogits)
+        assert isinstance(first, SparseLogits)
+        assert isinstance(second, SparseLogits)
         torch.testing.assert_close(first.values, second.values, rtol=0, atol=1e-3)
         torch.testing.assert_close(first.indices[..., 0], second.indices[..., 0])
     assert main([*words, "--out", str(tmp_path / "three"), "--part", "4/4"]) == 2
@@ -246,7 +248,9 @@ def test_several_writers_fill_one_cache(
 def test_a_dry_run_says_what_it_takes(given: tuple[str, str, str]) -> None:
     found = limbeck.distill(*given, dry_run=True, quiet=True, signals="cache", **COMMON)
     costs = found["costs"]
-    assert costs["steps"] > 0 and costs["cache_bytes"] > 1000 and costs["weights_and_optimizer_bytes"] > 1000
+    assert costs["steps"] > 0
+    assert costs["cache_bytes"] > 1000
+    assert costs["weights_and_optimizer_bytes"] > 1000
 
 
 @pytest.mark.parametrize(
@@ -267,7 +271,6 @@ def test_a_dry_run_says_what_it_takes(given: tuple[str, str, str]) -> None:
 )
 def test_refused(given: tuple[str, str, str], options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Settings(*given, "unused", **{**COMMON, **options}).check()
         plan_of(given, **options)
 
 

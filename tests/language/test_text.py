@@ -16,10 +16,14 @@ def test_every_form_is_a_writer() -> None:
     writers = [parse_text(form, DECODING) for form in FORMS]
     assert [writes(writer) for writer in writers] == [False] + [True] * (len(FORMS) - 1)
     by = parse_text("mix(student=linear(0, 1), by=corrected(rounds=2))", DECODING)
-    assert isinstance(by, Mixed) and by.share == Linear(0, 1)
-    assert isinstance(by.writer, Revised) and by.writer.reviser.rounds == 2
+    assert isinstance(by, Mixed)
+    assert by.share == Linear(0, 1)
+    assert isinstance(by.writer, Revised)
+    assert by.writer.reviser.rounds == 2
     replay = parse_text("replay(capacity=7, share=0.5)", DECODING)
-    assert isinstance(replay, Replayed) and replay.buffer.capacity == 7 and isinstance(replay.writer, OnPolicy)
+    assert isinstance(replay, Replayed)
+    assert replay.buffer.capacity == 7
+    assert isinstance(replay.writer, OnPolicy)
 
 
 @pytest.mark.parametrize(
@@ -51,4 +55,6 @@ def test_a_mixture_writes_its_share_of_the_steps() -> None:
             written += made is not given
             assert float(writer.observed()["text_new"]) == float(made is not given)
         counts.append(written)
-    assert counts[0] == 0 and counts[2] == 40 and 8 < counts[1] < 32
+    assert counts[0] == 0
+    assert counts[2] == 40
+    assert 8 < counts[1] < 32

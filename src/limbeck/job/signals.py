@@ -12,14 +12,12 @@ import torch
 
 from limbeck.cache import tools
 from limbeck.errors import LimbeckError, UserError
-
 from limbeck.job.plan import make_plan
 from limbeck.job.progress import Progress
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import teaching
 from limbeck.job.train import cache_costs, cached_teacher, kept_signals
 from limbeck.report.tables import format_duration, format_value
-
 
 Part = tuple[int, int]
 
