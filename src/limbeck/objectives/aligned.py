@@ -25,7 +25,7 @@ class Spans(NamedTuple):
 
     student: Tensor
     teacher: Tensor
-    count: int
+    most: int
     present: Tensor
 
 
@@ -75,7 +75,7 @@ class UniversalLogitDistance(AlignedObjective):
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
         ours, theirs = dense(student, "logits"), teacher["logits"]
         spans = self.spans(batch, ours, theirs)
-        places = [losses.span_places(side, spans.count)[0] for side in (spans.student, spans.teacher)]
+        places = [losses.span_places(side, spans.most)[0] for side in (spans.student, spans.teacher)]
         rows = torch.arange(len(ours), device=ours.device)[:, None].expand_as(spans.present)[spans.present]
         first, second = (place[spans.present] for place in places)
         # The spans alone: padding would make copies of the vocabulary's size for nothing.
@@ -140,7 +140,7 @@ class LikelihoodMatching(AlignedObjective):
             spans, closing = self._closed(spans, ours, theirs, batch)
         else:
             closing = (0.0, 0.0)
-        sums = [losses.span_sums(side, where, spans.count) for side, where in ((mine, spans[0]), (other, spans[1]))]
+        sums = [losses.span_sums(side, where, spans.most) for side, where in ((mine, spans[0]), (other, spans[1]))]
         value = losses.likelihood_matching(
             sums[0] + closing[0], sums[1] + closing[1], temperature=self.temperature, divergence=self.divergence,
             mask=spans.present,
@@ -151,7 +151,7 @@ class LikelihoodMatching(AlignedObjective):
         """Spans joined where no word ends, and the log-probability of both sides that one ends behind each."""
         counts = batch.get("mask"), batch["teacher_input"].get("mask")
         sides = [
-            _word_ends(logits, side, spans.count, table, counted)
+            _word_ends(logits, side, spans.most, table, counted)
             for logits, side, table, counted in zip((ours, theirs), spans[:2], self.ends or (), counts, strict=True)
         ]
         # Behind the last token of a text nothing is known: such a span is closed, with nothing multiplied.
@@ -159,7 +159,7 @@ class LikelihoodMatching(AlignedObjective):
         factors = [torch.where(known, side[0], 0.0) for side in sides]
         open_ = known & (factors[1].exp() <= self.threshold) & spans.present
         for side in spans[:2]:
-            first, last = losses.span_places(side, spans.count)
+            first, last = losses.span_places(side, spans.most)
             follows = torch.zeros_like(open_)
             follows[:, :-1] = spans.present[:, 1:] & (first[:, 1:] == last[:, :-1] + 1)
             open_ = open_ & follows
@@ -168,8 +168,8 @@ class LikelihoodMatching(AlignedObjective):
         # A joined span ends where its last part does.
         closing = [torch.zeros_like(side).scatter_add(1, group, torch.where(kept, side, 0.0)) for side in factors]
         joined = [torch.where(side >= 0, group.gather(1, side.clamp_min(0)), -1) for side in spans[:2]]
-        numbers = torch.arange(spans.count, device=ours.device)
-        return Spans(joined[0], joined[1], spans.count, numbers < kept.sum(1, keepdim=True)), closing
+        numbers = torch.arange(spans.most, device=ours.device)
+        return Spans(joined[0], joined[1], spans.most, numbers < kept.sum(1, keepdim=True)), closing
 
     def extra_repr(self) -> str:
         debias = f", threshold={self.threshold}" if self.ends is not None else ""
