@@ -98,7 +98,7 @@ class Pretrained(Experiment):
     metric = "accuracy"
     arms = ARMS
     claims = CLAIMS
-    seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
+    seeds = {"smoke": (0, 1), "full": (0, 1, 2, 3, 4)}
 
     def prepare(self) -> dict[str, Any]:
         """Teacher and gate; the teachers fine-tuned on the labels are the reference."""
