@@ -8,7 +8,7 @@ from limbeck.tokens import begins_word, byte_letters, special_ids, token_bytes, 
 from tests.models.tiny import byte_tokenizer, full_byte_tokenizer, piece_tokenizer, word_tokenizer
 
 
-def test_byte_letters_are_those_of_the_library():
+def test_byte_letters_are_those_of_the_library() -> None:
     assert set(byte_letters()) == set(pre_tokenizers.ByteLevel.alphabet())
     assert sorted(byte_letters().values()) == list(range(256))
     tokenizer = full_byte_tokenizer()
@@ -17,7 +17,7 @@ def test_byte_letters_are_those_of_the_library():
         assert b"".join(table[number] for number in tokenizer(text).input_ids) == text.encode()
 
 
-def test_kinds():
+def test_kinds() -> None:
     assert token_kind(full_byte_tokenizer()) == token_kind(byte_tokenizer()) == "byte_level"
     assert token_kind(piece_tokenizer()) == "sentencepiece"
     assert token_kind(word_tokenizer()) == "wordpiece"
@@ -26,7 +26,7 @@ def test_kinds():
         token_kind(3)
 
 
-def test_pieces_and_words():
+def test_pieces_and_words() -> None:
     tokenizer = piece_tokenizer()
     table = token_bytes(tokenizer)
     ids = tokenizer("a good \U0001f642", add_special_tokens=False).input_ids
@@ -38,7 +38,7 @@ def test_pieces_and_words():
     assert vocabulary_size(words) == len(words)
 
 
-def test_where_a_word_is_over():
+def test_where_a_word_is_over() -> None:
     tokenizer = piece_tokenizer()
     found, vocabulary = begins_word(tokenizer), tokenizer.get_vocab()
     assert all(found[vocabulary[token]] for token in ("\u2581good", "</s>", "<0x0A>", "\u2581"))

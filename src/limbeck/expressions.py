@@ -1,4 +1,4 @@
-"""Settings written as expressions, such as ``0.9 * kl(temperature=4)``, without running any code."""
+"""Settings written as expressions, such as ``0.9 * kl(temperature=4)`` or ``mix(student=0.5)``: no code is run."""
 
 from __future__ import annotations
 

@@ -204,6 +204,20 @@ def test_teachers_by_a_column_and_by_weights(
         plan_of((kept["teacher"], *given[1:]), columns={"teacher": "by"}, teacher_weights=[1.0, 1.0])
 
 
+def test_a_server_gets_its_options(given: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("limbeck.sources.server.Server", lambda *words, **options: asked.append((words, options)))
+    plan = plan_of(given, signals="server:http://127.0.0.1:9,model=tiny,top=5,patience=2.5")
+    with teaching(plan):
+        words, options = asked[0]
+    assert words == ("http://127.0.0.1:9", "tiny", plan.teacher.tokenizer)
+    assert options == {"top": 5, "patience": 2.5, "size": _vocabulary(given)}
+    for wrong, message in (("top=5", "model's name is missing"), ("model=a,k=5", "signals option: given k")):
+        plan = plan_of(given, signals=f"server:http://127.0.0.1:9,{wrong}")
+        with pytest.raises(UserError, match=message), teaching(plan):
+            pass
+
+
 def test_cache_says_what_it_will_cost_and_goes_on(
     given: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,12 +284,8 @@ def test_a_dry_run_says_what_it_takes(given: tuple[str, str, str]) -> None:
     ],
 )
 def test_refused(given: tuple[str, str, str], options: dict[str, Any], message: str) -> None:
-    def plan() -> None:
-        Settings(*given, "unused", **{**COMMON, **options}).check()
-        plan_of(given, **options)
-
     with pytest.raises(UserError, match=message):
-        plan()
+        plan_of(given, **options)
 
 
 def test_plain_texts_have_no_prompts_to_answer(chat_model: Path, text_table: Path) -> None:

@@ -86,7 +86,7 @@ def test_the_first_error_ends_all() -> None:
         started = time.monotonic()
         with pytest.raises(ServerRefused):
             Connection(server.url, patience=60, concurrency=2).post_all("/v1/completions", [BODY] * 8)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30, "no waiting for the others"
 
 
 def test_a_server_that_comes_back_is_met_again() -> None:

@@ -24,7 +24,7 @@ class Even(Codec):
     """
 
     def __init__(self, bits: int) -> None:
-        self.bits, self.steps, self.half = bits, 2**bits - 1, 2 ** (bits - 1)
+        self.bits, self.steps, self.half = bits, (1 << bits) - 1, 1 << (bits - 1)
         self.name = f"int{bits}"
         self.error = f"(max - min of the row) / {2 * self.steps}, and float32 rounding"
 
@@ -46,8 +46,7 @@ class Even(Codec):
             levels = torch.stack([levels >> 4, levels & 15], -1).flatten(-2)[..., : shape[-1] if shape else 1]
             levels = levels.to(torch.int8) - self.half
         value = torch.addcmul(parts["offset"].unsqueeze(-1), levels.float(), parts["scale"].unsqueeze(-1))
-        decoded: Tensor = value.reshape(len(value), *shape).to(dtype or torch.float32)
-        return decoded
+        return value.reshape(len(value), *shape).to(dtype or torch.float32)
 
     def bound(self, value: Tensor) -> Tensor:
         rows = self._rows(value.double())

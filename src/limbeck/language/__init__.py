@@ -1,11 +1,14 @@
-"""Causal language models that write: prompts and answers, generation, revision, replay, spans."""
+"""Causal language models that write (prompts and answers, generation, revision, replay, spans), and shorter prompts."""
 
 from __future__ import annotations
 
 from limbeck.language.alignment import AlignmentReport, Cutter, match_spans
 from limbeck.language.checks import check_alignment, check_tokenizers, check_writer, is_aligned, taught_parts
+from limbeck.language.compressors import Instructed, Known, Saliency
 from limbeck.language.distiller import SequenceDistiller
 from limbeck.language.generation import Decoding, Generator, choose, generate
+from limbeck.language.keeping import Keeper
+from limbeck.language.likelihood import continuation_log_likelihood, self_information
 from limbeck.language.packing import packed
 from limbeck.language.retokenizer import Retokenized, Retokenizer
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
@@ -39,15 +42,18 @@ from limbeck.language.writers import (
 )
 
 __all__ = [
-    "FUNCTION_WORDS",
     "AdaptiveShare",
     "AlignmentReport",
     "Correction",
     "Cutter",
     "DataText",
     "Decoding",
+    "FUNCTION_WORDS",
     "FunctionWordSpans",
     "Generator",
+    "Instructed",
+    "Keeper",
+    "Known",
     "Mixed",
     "OnPolicy",
     "RandomSpans",
@@ -57,6 +63,7 @@ __all__ = [
     "Retokenizer",
     "Revised",
     "Reviser",
+    "Saliency",
     "SequenceDistiller",
     "Sequences",
     "ServedDecoding",
@@ -73,6 +80,7 @@ __all__ = [
     "check_tokenizers",
     "check_writer",
     "choose",
+    "continuation_log_likelihood",
     "corrected_prefix",
     "generate",
     "is_aligned",
@@ -83,10 +91,11 @@ __all__ = [
     "parse_text",
     "pieces_of",
     "positions",
+    "self_information",
     "taught_parts",
     "token_divergence",
     "with_log_probs",
     "without_answers",
-    "writes",
     "write_texts",
+    "writes",
 ]

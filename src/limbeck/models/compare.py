@@ -217,7 +217,8 @@ def first_logits(forward: Forward, size: int) -> Forward:
         if not isinstance(logits, HeadLogits):
             return {**signals, "logits": logits[..., :size]}
         bias = None if logits.bias is None else logits.bias[:size]
-        return {**signals, "logits": replace(logits, weight=logits.weight[:size], bias=bias)}
+        cut: Any = replace(logits, weight=logits.weight[:size], bias=bias)
+        return {**signals, "logits": cut}
 
     run.__qualname__ = f"{forward.__qualname__}[:{size}]"
     return run

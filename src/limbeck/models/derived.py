@@ -21,7 +21,7 @@ from limbeck.taps import blocks
 if TYPE_CHECKING:
     from limbeck.models.references import Wanted
 
-_LAYERS = "layers=0,2,5, even:3, first:2, last:2, important:2 (by block influence) or important:2:loss"
+_LAYERS = "layers=0,2,5, layers=even:3 (or first:, last:), layers=important:3 (by influence) or important:3:loss"
 _FEED_FORWARD = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_ff", "encoder_ffn_dim")
 
 
