@@ -117,8 +117,8 @@ def align(language: Language, teacher: Network, student: Network, raw: Splits) -
     vocabulary = shared_vocabulary(teacher, teacher)
     made = Alignment(retokenizer, vocabulary, own, AlignmentReport(), 1.0)
     language.alignment = made
-    chosen = range(0, len(language.splits.train), max(1, len(language.splits.train) // _SAMPLE))
-    given = language.columns([language.splits.train.input[place] for place in chosen][:_SAMPLE])  # type: ignore[index]
+    texts: Any = language.splits.train.input
+    given = language.columns([texts[place] for place in range(0, len(texts), max(1, len(texts) // _SAMPLE))][:_SAMPLE])
     text = Sequences.of(given)
     found = retokenizer(text, prompts_of(given))
     made.report, learnt = found.report, int(text.counted.sum())

@@ -139,7 +139,8 @@ class Language:
 
     def learnt(self, part: str) -> int:
         """Tokens that are learnt of a part."""
-        return sum(int(one.learnt.sum()) for one in self.samples(part).input)  # type: ignore[attr-defined]
+        samples: Any = self.samples(part).input
+        return sum(int(one.learnt.sum()) for one in samples)
 
     def positions(self) -> int:
         """About how many positions a cache of the training texts holds: exact with one tokenizer."""

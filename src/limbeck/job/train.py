@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,7 @@ def _train_on_pairs(plan: Plan, out: Path | None, progress: Progress) -> History
         return {**batch, "input": prepare(batch["input"]), "document": prepare(batch["document"])}
 
     # Pairs hold two texts, so half as many of them make as long a step.
-    size = max(2, plan.read_at_once // 2)
+    size = max(2, plan.batch_size // 2)
     loader = TensorLoader(split, size, seed=plan.settings.seed, lengths=text_lengths(documents), transform=both)
 
     def forward(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -190,7 +191,9 @@ def _train_on_pairs(plan: Plan, out: Path | None, progress: Progress) -> History
         document = plan.student.forward(module, {**batch, "input": batch["document"]})["embedding"]
         return {"query": query, "document": document}
 
-    return _fit(plan, InfoNCE(), None, loader, forward, out, progress, "without distillation", {})
+    # Its negatives are the other pairs of a step, which is therefore read whole.
+    whole = replace(plan, settings=replace(plan.settings, accumulate=1))
+    return _fit(whole, InfoNCE(), None, loader, forward, out, progress, "without distillation", {})
 
 
 def _train(

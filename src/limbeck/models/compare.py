@@ -184,7 +184,7 @@ def renumber(network: Network, numbers: Sequence[int], like: Network) -> None:
     """
     before = network.module
     module: Any = copy.deepcopy(before)
-    tables = [getattr(module, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+    tables: list[Any] = [getattr(module, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
     known = [table.weight for table in tables if table is not None and hasattr(table, "weight")]
     known += [table.bias for table in tables if getattr(table, "bias", None) is not None]
     rows = min((len(weight) for weight in known), default=0)
