@@ -36,7 +36,8 @@ def cache(
         out: folder of the cache; a cache that was cut goes on. For recode, of the new one.
         task: classification, regression, embedding, features or causal-lm.
         signals: what the task needs, or of causal-lm the hidden states under the teacher's head.
-        codec: float32, float16, int8, topk:K, packed:K, mass:P:K or above:P:K; topk:64 for causal-lm, else float16.
+        codec: float32, float16, int8, topk:K, packed:K, mass:P:K or above:P:K (above:0.0008:128 for causal-lm, else
+            float16).
         columns: columns of a table, such as text=body.
         max_length: longest text in tokens.
         batch_size: samples that the teacher is asked about at once.

@@ -157,7 +157,7 @@ def aligned_signals(signals: SignalChoice, objective: Objective, teachers: Colle
         if isinstance(part, LikelihoodMatching) and "logits" in part.needs.teacher:
             hint = "the largest log-probabilities do not tell what every token has"
             raise UserError("signals", "cache, with likelihood_matching", f"live, or {_ONE_NUMBER}", hint)
-    return replace(signals, codec="topk:64" if "logits" in objective.needs.teacher else "float32")
+    return replace(signals, codec=signals.codec if "logits" in objective.needs.teacher else "float32")
 
 
 def span_sums(student: Tensor, teacher: Tensor, spans: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ class Settings:
         signals: where the teacher's signals come from: live, cache, hidden (cached states under the teacher's head,
             for causal-lm) or server:URL,model=NAME (causal-lm).
         cache: folder of the teacher's cached signals (default: OUT/cache), or "off" for a live teacher.
-        codec: how the cache keeps them, such as float16 or topk:64.
+        codec: how the cache keeps them, such as float16 or above:0.0008:128.
         teacher_weights: of several teachers, in their order.
         text: for causal-lm, whose text is learnt: data, teacher (its answers, written once), student,
             mix(student=0.5), replay(...), corrected(...).

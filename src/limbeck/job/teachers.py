@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from limbeck.job.language import Language
     from limbeck.job.plan import Plan
 
+#: What of a language model is kept: 92 bytes per token of SmolLM2, see benchmarks/results/cache_frontier.json.
+LANGUAGE_CODEC = "above:0.0008:128"
 #: Column of a batch that names each sample's teacher.
 ROUTE = "teacher"
 _SERVER: dict[str, Callable[[str], Any]] = {
@@ -34,7 +36,7 @@ _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(?=[a-z0-9]+:)")
 #: Kinds of ``--signals`` and what they mean.
 SIGNALS = {
     "live": "the teacher answers in every step",
-    "cache": "its answers are kept on disk; of causal-lm the largest log-probabilities (--codec topk:64)",
+    "cache": "its answers are kept on disk; of causal-lm the largest log-probabilities (--codec above:0.0008:128)",
     "hidden": "its last hidden states are kept on disk and its head runs in training (causal-lm)",
     "server:URL": "an OpenAI-compatible server answers, server:URL,model=NAME,top=20 (causal-lm)",
 }
@@ -73,7 +75,7 @@ def parse_signals(text: str, task: str) -> SignalChoice:
     if kind != "server":
         if rest:
             raise UserError("signals", text, kind, "it takes no options; --codec says how a cache keeps signals")
-        return SignalChoice(kind, codec="topk:64" if kind == "cache" and task == "causal-lm" else "float16")
+        return SignalChoice(kind, codec=LANGUAGE_CODEC if kind == "cache" and task == "causal-lm" else "float16")
     target, *options = rest.split(",")
     if not target.startswith(("http://", "https://")) or not all("=" in option for option in options):
         raise UserError("signals", text, "server:http://HOST:PORT,model=NAME,top=20")
