@@ -268,14 +268,15 @@ def _taps(task: str, settings: Settings, choose: _Chooser) -> tuple[dict[str, st
 def _checked_augment(settings: Settings, data: DataSet, teacher: Network, student: Network) -> bool | None:
     if settings.augment and data.modality != "image":
         raise UserError("augment", True, "images only", f"these data are {data.modality}s")
+    if (settings.augment or settings.views is not None) and teacher.preprocessing != student.preprocessing:
+        key, given = ("augment", True) if settings.views is None else ("views", settings.views)
+        hint = "both have to be shown the same view"
+        raise UserError(key, given, "teacher and student that prepare images in one way", hint)
     if settings.views is None:
         return settings.augment
     if settings.augment is False or data.modality != "image":
         why = "augment is off" if data.modality == "image" else f"these data are {data.modality}s"
         raise UserError("views", settings.views, "images, which are augmented", why)
-    if teacher.preprocessing != student.preprocessing:
-        hint = "both have to be shown the same view"
-        raise UserError("views", settings.views, "teacher and student that prepare images in one way", hint)
     return True
 
 
