@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from limbeck.language.distiller import SequenceDistiller, check_tokenizers
 from limbeck.language.generation import Decoding, choose, generate
+from limbeck.language.in_context import (
+    InContext,
+    Prefix,
+    full_context_logits,
+    pack_demonstrations,
+    prefixed_logits,
+)
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
-from limbeck.language.sequences import Sequences, answer_logits, left_aligned, positions
+from limbeck.language.sequences import Sequences, answer_logits, left_aligned, pad_rows, positions
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
 from limbeck.language.writers import (
     AdaptiveShare,
@@ -27,7 +34,9 @@ __all__ = [
     "DataText",
     "Decoding",
     "FunctionWordSpans",
+    "InContext",
     "OnPolicy",
+    "Prefix",
     "RandomSpans",
     "ReplayBuffer",
     "Replayed",
@@ -43,11 +52,15 @@ __all__ = [
     "check_tokenizers",
     "choose",
     "corrected_prefix",
+    "full_context_logits",
     "generate",
     "left_aligned",
     "locate",
+    "pack_demonstrations",
+    "pad_rows",
     "pieces_of",
     "positions",
+    "prefixed_logits",
     "token_divergence",
     "without_answers",
 ]

@@ -10,7 +10,7 @@ from limbeck.objectives.features import (
     LevelCosine,
     SimilarityDistribution,
 )
-from limbeck.objectives.language import ClippedKL, DataCrossEntropy, SpanProduct, same_span
+from limbeck.objectives.language import ClippedKL, DataCrossEntropy, SelectedKL, SpanProduct, same_span
 from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
 from limbeck.objectives.masks import PromptedMasks
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
@@ -46,6 +46,7 @@ __all__ = [
     "ScoreBCE",
     "ScoreMSE",
     "ScoreObjective",
+    "SelectedKL",
     "SimilarityDistribution",
     "SpanProduct",
     "Sum",

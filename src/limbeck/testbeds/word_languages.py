@@ -1,0 +1,319 @@
+"""Word languages: which of a few languages is a word from, when only examples say what the languages are called?
+
+Words of Debian's lists of eight languages. An episode takes two to four languages, calls each by a letter drawn at
+random, shows words with their letters and asks for the letter of a new word. No letter means anything beyond its
+episode, so a model that answers has learnt it from the context. The teacher, a byte-level Llama, is trained on episodes
+of six languages; tasks with one of the other two are held out, and the words of the test are in no training episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.data.episodes import Episodes, EpisodeSampler, Tasks, split_tasks
+from limbeck.data.split import Split, Splits
+from limbeck.data.views import view_seeds
+from limbeck.data.word_lists import LANGUAGES, VERSION, hashes, own_words
+from limbeck.errors import require
+from limbeck.language import InContext, full_context_logits, left_aligned, pad_rows
+from limbeck.losses import cross_entropy
+from limbeck.testbeds.base import Check, Gate, Size, Testbed
+from limbeck.testbeds.recipe import kept_numbers, kept_tensors, kept_weights, seeded, warm_cosine
+
+PAD, SPACE, NEWLINE, FIRST_NAME = 0, 32, 10, 65
+HELD_OUT = ("italian", "swedish")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the language model is trained: AdamW, a cosine after a short warm-up, a loss on every letter.
+
+    Attributes:
+        steps, batch_size: episodes are new in every step.
+        unlabelled: share of the rows that are words without letters.
+        word_weight: of the words' own bytes in the loss, beside the letters'.
+    """
+
+    steps: int
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    unlabelled: float = 0.125
+    word_weight: float = 0.2
+    seed: int = 0
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Who sees what.
+
+    Attributes:
+        about: one line.
+        width, depth, heads: of the language model. reading: its training.
+        words: of every language; the last fifth of them is for validation and test.
+        shots: demonstrations of an episode.
+        names: letters to draw from.
+        sizes: languages of a training episode; tests ask for two.
+        train, validation, test: episodes; those of training are drawn by the seed.
+        bounds: of the gate.
+    """
+
+    about: str
+    width: int
+    depth: int
+    heads: int
+    reading: Reading
+    bounds: Mapping[str, tuple[float, float]]
+    words: int = 15000
+    shots: int = 16
+    names: int = 8
+    sizes: tuple[int, ...] = (2, 3, 4)
+    train: int = 4096
+    validation: int = 256
+    test: int = 1024
+
+
+class WordLanguages(Testbed):
+    """See the module. ``input`` has the columns of :class:`~limbeck.language.InContext`; the target is the name's
+    number. Bytes are tokens; 0 pads."""
+
+    name = "word_languages"
+    regimes = {
+        "plain": Regime(
+            "a Llama of 4 layers and 16 demonstrations",
+            width=192, depth=4, heads=6, reading=Reading(steps=700),
+            bounds={
+                "seen": (0.7, 0.98), "held_out": (0.65, 0.97), "without_examples": (0.4, 0.6), "lead": (0.15, 0.5),
+            },
+        ),
+    }  # fmt: skip
+
+    def __init__(self, regime: str = "plain", size: Size = "full") -> None:
+        super().__init__(regime, size)
+        chosen = self.regimes[regime]
+        self.plan: Regime = chosen if size == "full" else self.smoke(chosen)
+
+    @staticmethod
+    def smoke(regime: Regime) -> Regime:
+        """The same regime in seconds: a model that hardly learns."""
+        return replace(
+            regime, width=16, depth=1, heads=2, reading=Reading(steps=4, batch_size=4), words=200, shots=4, train=64,
+            validation=8, test=16, bounds={"seen": (0.0, 1.0)},
+        )  # fmt: skip
+
+    @property
+    def num_classes(self) -> int:
+        """Letters that a language can be called by."""
+        return self.plan.names
+
+    @property
+    def vocabulary(self) -> int:
+        """Bytes."""
+        return 256
+
+    def data_hashes(self) -> dict[str, str]:
+        """Hashes of the lists' packages."""
+        return hashes()
+
+    @cached_property
+    def tasks(self) -> Mapping[str, tuple[tuple[int, ...], ...]]:
+        """``train``: seen languages; ``seen`` and ``held_out``: pairs to be judged by."""
+        kept = [number for number, name in enumerate(LANGUAGES) if name in HELD_OUT]
+        pairs: Tasks = split_tasks(len(LANGUAGES), kept)
+        return {
+            "train": split_tasks(len(LANGUAGES), kept, sizes=self.plan.sizes).seen,
+            "seen": pairs.seen,
+            "held_out": pairs.held_out,
+        }
+
+    def splits(self, seed: int = 0) -> Splits:
+        """Training and validation on seen tasks, the test on held-out ones; :meth:`seen_test` has seen ones."""
+        plan = self.plan
+        return Splits(
+            self.episodes("train", plan.train, 1000 + seed),
+            self.episodes("seen", plan.validation, 1, fresh=True, first=1 << 20),
+            self.episodes("held_out", plan.test, 2, fresh=True, first=1 << 21),
+        )
+
+    def seen_test(self) -> Split:
+        """Pairs of languages that training knows, with words that it does not."""
+        return self.episodes("seen", self.plan.test, 3, fresh=True, first=1 << 22)
+
+    def episodes(self, tasks: str, count: int, seed: int, *, fresh: bool = False, first: int = 0) -> Split:
+        """Episodes of the tasks ``train``, ``seen`` or ``held_out``.
+
+        Args:
+            fresh: of the words that are kept for tests. first: id of the first one.
+        """
+        ids = torch.arange(count) + first
+        drawn, rows = self._drawn(self.tasks[tasks], view_seeds(seed, 0, ids), fresh)
+        names = drawn.names + FIRST_NAME
+        context = self._joined(rows[:, :-1], names[:, :-1])
+        text, mask = self._query(rows, names)
+        answer = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
+        given = InContext(*context, text, mask, answer)
+        candidates = {"candidates": torch.where(drawn.candidates >= 0, drawn.candidates + FIRST_NAME, -1)}
+        return Split({**given.columns(), **candidates}, drawn.names[:, -1], ids)
+
+    def texts(self, count: int, seed: int, share: float = 0.8) -> Split:
+        """Words of seen tasks' languages without names; of each text the first ``share`` is the context."""
+        ids = torch.arange(count) + (1 << 23)
+        _, rows = self._drawn(self.tasks["train"], view_seeds(seed, 0, ids), fresh=False, items=self.plan.shots + 4)
+        border = int(rows.shape[1] * share)
+        context, text = self._joined(rows[:, :border]), self._joined(rows[:, border:])
+        # Texts stand at the left, and their order is not to be turned round.
+        moved = [part.flip(1) for part in left_aligned(*(part.flip(1) for part in text))]
+        return Split(InContext(*context, *moved, torch.zeros_like(moved[1])).columns(), None, ids)
+
+    def network(self, *, width: int, depth: int, heads: int, seed: int) -> nn.Module:
+        """An untrained Llama model over bytes."""
+        transformers = require("transformers", "language")
+        config = transformers.LlamaConfig(
+            vocab_size=self.vocabulary, hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=depth,
+            num_attention_heads=heads, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=PAD,
+            bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+        made: nn.Module = seeded(lambda: transformers.LlamaForCausalLM(config), seed)
+        return made
+
+    def teacher(self) -> nn.Module:
+        """The language model, which stays frozen: it reads demonstrations, or what stands for them."""
+        plan = self.plan
+        return kept_weights(
+            self.name,
+            self._content,
+            build=lambda: self.network(width=plan.width, depth=plan.depth, heads=plan.heads, seed=plan.reading.seed),
+            make=self.read,
+        )
+
+    def student(self, seed: int = 0) -> nn.Module:
+        """A small untrained language model over bytes, to read the context in the large one's place."""
+        return self.network(width=128 if self.size == "full" else 16, depth=2, heads=4, seed=seed)
+
+    def read(self, model: nn.Module) -> nn.Module:
+        """Train a language model in place; it comes back in eval mode."""
+        recipe = self.plan.reading
+        optimiser = torch.optim.AdamW(
+            model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95)
+        )
+        model.train()
+        for step in range(recipe.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * warm_cosine(step / recipe.steps)
+            loss = self.reading_loss(model, step)
+            optimiser.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+        return model.eval()
+
+    def reading_loss(self, model: nn.Module, step: int) -> Tensor:
+        """Cross-entropy on every letter of new episodes, and a little on the words."""
+        recipe = self.plan.reading
+        ids = torch.arange(recipe.batch_size) + step * recipe.batch_size
+        drawn, rows = self._drawn(self.tasks["train"], view_seeds(recipe.seed, 0, ids), fresh=False)
+        plain = round(recipe.unlabelled * recipe.batch_size)
+        names = drawn.names + FIRST_NAME
+        names[:plain] = -1
+        tokens, mask = self._joined(rows, names)
+        logits = model(input_ids=tokens, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
+        target, counted = tokens[:, 1:], mask[:, 1:] & mask[:, :-1]
+        letters = (target >= FIRST_NAME) & (target < FIRST_NAME + self.plan.names)
+        values = [cross_entropy(logits, target, mask=part) for part in (counted & letters, counted & ~letters)]
+        return values[0] + recipe.word_weight * values[1]
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """``accuracy`` among the task's names, and ``nll`` of the right one among all bytes, with all examples."""
+        right = nll = 0.0
+        for batch in split.batches(64):
+            given = InContext.of(batch["input"]).trimmed()
+            said = full_context_logits(model, given.batch())["logits"].log_softmax(-1)
+            scores = self.name_scores(said, given, batch["input"]["candidates"])
+            name = batch["target"] + FIRST_NAME
+            chosen = batch["input"]["candidates"].gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
+            right += float((chosen == name).sum())
+            nll -= float(answer_rows(said, given).gather(1, name[:, None]).sum())
+        return {"accuracy": right / len(split), "nll": nll / len(split)}
+
+    @staticmethod
+    def name_scores(said: Tensor, given: InContext, candidates: Tensor) -> Tensor:
+        """Log-probability ``[B, K]`` of every candidate name, -inf where there is none."""
+        scores = answer_rows(said, given).gather(1, candidates.clamp_min(0))
+        return torch.where(candidates >= 0, scores, -torch.inf)
+
+    def gate(self) -> Gate:
+        """The model learns from examples, for languages it knows and for others, and not perfectly."""
+        figures = kept_numbers(f"gate-{self.name}-{self.regime}-{self.size}", self._content, self._gate_figures)
+        return Gate(tuple(Check(name, figures[name], low, high) for name, (low, high) in self.plan.bounds.items()))
+
+    def _gate_figures(self) -> dict[str, float]:
+        teacher, seen, held_out = self.teacher(), self.seen_test(), self.splits().test
+        found = {name: self.evaluate(teacher, part)["accuracy"] for name, part in (("seen", seen), ("held_out", held_out))}
+        bare = InContext.of(held_out.input).without_context().columns()  # type: ignore[arg-type]
+        alone = Split({**held_out.input, **bare}, held_out.target, held_out.id)  # type: ignore[dict-item]
+        found["without_examples"] = self.evaluate(teacher, alone)["accuracy"]
+        return {**found, "lead": found["held_out"] - found["without_examples"]}
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        plan = self.plan
+        shape = [plan.width, plan.depth, plan.heads, plan.words, plan.shots, plan.names, list(plan.sizes), plan.test]
+        return {"lists": hashes(), "version": VERSION, "shape": shape, "reading": asdict(plan.reading)}
+
+    @cached_property
+    def _words(self) -> dict[str, Tensor]:
+        """``bytes`` ``[languages * words, longest]`` and ``length``, language by language."""
+        content = {"lists": hashes(), "version": VERSION, "words": self.plan.words}
+        return kept_tensors(f"{self.name}-words", content, self._encoded)
+
+    def _encoded(self) -> dict[str, Tensor]:
+        rows = [word.encode() for words in own_words(self.plan.words).values() for word in words]
+        table, mask = pad_rows([list(row) for row in rows], PAD, left=False)
+        return {"bytes": table, "length": mask.sum(1)}
+
+    def _drawn(
+        self, tasks: tuple[tuple[int, ...], ...], views: Tensor, fresh: bool, items: int | None = None
+    ) -> tuple[Episodes, Tensor]:
+        """Episodes and the rows of their words in the table, ``[B, items]``."""
+        held = self.plan.words // 5
+        count = held if fresh else self.plan.words - held
+        sampler = EpisodeSampler(tasks, (count,) * len(LANGUAGES), items or self.plan.shots + 1, self.plan.names)
+        drawn = sampler.draw(views)
+        return drawn, drawn.classes * self.plan.words + drawn.places + (self.plan.words - held) * fresh
+
+    def _joined(self, rows: Tensor, names: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Words ``[B, n]`` with their names (none where that is -1), a line each, as left-padded tokens and mask."""
+        names = torch.full_like(rows, -1) if names is None else names
+        tokens = self._pieces(rows, names).flatten(1)
+        return left_aligned(tokens, tokens != PAD)
+
+    def _query(self, rows: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
+        """The last word of every episode and its name, as right-padded tokens and mask."""
+        tokens = self._pieces(rows[:, -1:], names[:, -1:])[:, 0]
+        # The line ends behind the answer.
+        tokens = torch.where(tokens == NEWLINE, PAD, tokens)
+        return tokens, tokens != PAD
+
+    def _pieces(self, rows: Tensor, names: Tensor) -> Tensor:
+        """``[B, n, longest + 3]``: a word's bytes, a space, its name, a line end; without a name only the line end."""
+        table = nn.functional.pad(self._words["bytes"], (0, 3), value=PAD)[rows]
+        after = torch.arange(table.shape[-1]) - self._words["length"][rows][..., None]
+        named = (names >= 0)[..., None]
+        behind = torch.where(after == 0, SPACE, torch.where(after == 1, names[..., None], NEWLINE))
+        last = torch.where(named, 2, 0)
+        behind = torch.where(named, behind, NEWLINE)
+        return torch.where(after < 0, table, torch.where(after <= last, behind, PAD))
+
+
+def answer_rows(said: Tensor, given: InContext) -> Tensor:
+    """Of ``[B, X, V]`` the row ``[B, V]`` that speaks of the answer's first token."""
+    place = given.answer.int().argmax(1) - 1
+    return said[torch.arange(len(said)), place]
