@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from limbeck.language.candidates import CandidateClassifier, answer_scores, candidate_scores
+from limbeck.language.compression import BehindPrefix, ContextCompressor, SharedPrompt
 from limbeck.language.distiller import SequenceDistiller, check_tokenizers
 from limbeck.language.generation import Decoding, choose, generate
 from limbeck.language.in_context import (
     InContext,
     Prefix,
     full_context_logits,
+    in_context_batch,
     pack_demonstrations,
     prefixed_logits,
 )
@@ -30,6 +33,9 @@ from limbeck.language.writers import (
 __all__ = [
     "FUNCTION_WORDS",
     "AdaptiveShare",
+    "BehindPrefix",
+    "CandidateClassifier",
+    "ContextCompressor",
     "Correction",
     "DataText",
     "Decoding",
@@ -45,15 +51,19 @@ __all__ = [
     "SequenceDistiller",
     "Sequences",
     "Step",
+    "SharedPrompt",
     "StoredText",
     "WindowSpans",
     "Writer",
     "answer_logits",
+    "answer_scores",
+    "candidate_scores",
     "check_tokenizers",
     "choose",
     "corrected_prefix",
     "full_context_logits",
     "generate",
+    "in_context_batch",
     "left_aligned",
     "locate",
     "pack_demonstrations",

@@ -110,6 +110,17 @@ class InContext:
         return {"input": self.columns(), "target": ahead, "mask": asked}
 
 
+def in_context_batch(batch: Batch) -> dict[str, Any]:
+    """Transform of a loader: columns of :class:`InContext` get ``target`` and ``mask`` of their answers.
+
+    Contexts lose the padding that all of them share; texts keep their width, which cached signals have too. The view
+    seed goes, since nothing is drawn: a cache holds the same signals for every epoch.
+    """
+    given = InContext.of(batch["input"])
+    made = given.cut(given.context_mask.any(0), given.text.shape[1]).batch()
+    return {**{key: value for key, value in batch.items() if key != "view"}, **made}
+
+
 @dataclass(frozen=True)
 class Prefix:
     """Vectors that stand in front of a text, in the place of its context's tokens.
@@ -173,9 +184,7 @@ def prefixed_logits(model: nn.Module, prefix: Prefix, text: Tensor, text_mask: T
     return _run(model, {"inputs_embeds": vectors}, mask, text.shape[1])
 
 
-def pack_demonstrations(
-    demonstrations: Sequence[Sequence[int]], limit: int | None = None
-) -> tuple[list[int], int]:
+def pack_demonstrations(demonstrations: Sequence[Sequence[int]], limit: int | None = None) -> tuple[list[int], int]:
     """Demonstrations one behind the other, whole ones only, within ``limit`` tokens; the last ones are kept.
 
     Returns:

@@ -16,36 +16,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.cache.fingerprint import fingerprint_tensors
 from limbeck.data.episodes import Episodes, EpisodeSampler, Tasks, split_tasks
 from limbeck.data.split import Split, Splits
-from limbeck.data.views import view_seeds
+from limbeck.data.views import integers, uniform, view_seeds
 from limbeck.data.word_lists import LANGUAGES, VERSION, hashes, own_words
 from limbeck.errors import require
-from limbeck.language import InContext, full_context_logits, left_aligned, pad_rows
+from limbeck.language import InContext, full_context_logits, left_aligned, pad_rows, positions
 from limbeck.losses import cross_entropy
+from limbeck.sources import Live, Source
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
-from limbeck.testbeds.recipe import kept_numbers, kept_tensors, kept_weights, seeded, warm_cosine
+from limbeck.testbeds.recipe import kept_numbers, kept_signals, kept_tensors, kept_weights, seeded, warm_cosine
 
 PAD, SPACE, NEWLINE, FIRST_NAME = 0, 32, 10, 65
 HELD_OUT = ("italian", "swedish")
+# Draws of episodes end below these.
+_AGAIN, _EARLIER = 5000, 6000
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a Llama model whose input and output embeddings are one."""
+
+    width: int
+    depth: int
+    heads: int
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the language model is trained: AdamW, a cosine after a short warm-up, a loss on every letter.
+    """How a language model learns to learn from examples: AdamW, a cosine after a short warm-up.
+
+    A small model finds out by itself neither what tells languages apart nor that examples repeat, in the time that
+    there is. So items come again at first, and a head that is thrown away asks the middle layer for the language of
+    every word, at the space behind it and at its letter.
 
     Attributes:
         steps, batch_size: episodes are new in every step.
         unlabelled: share of the rows that are words without letters.
         word_weight: of the words' own bytes in the loss, beside the letters'.
+        repeats: share of items that come again, up to three tenths of the steps; it falls to none at eight.
+        language_weight: of the head's loss, up to six tenths of the steps.
     """
 
     steps: int
-    batch_size: int = 16
+    batch_size: int = 8
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     unlabelled: float = 0.125
     word_weight: float = 0.2
+    repeats: float = 0.7
+    language_weight: float = 1.0
     seed: int = 0
     version: int = 1
 
@@ -56,39 +77,39 @@ class Regime:
 
     Attributes:
         about: one line.
-        width, depth, heads: of the language model. reading: its training.
+        model, reader: sizes of the frozen model and of the small one. reading: the training of both.
+        bounds: of the gate.
         words: of every language; the last fifth of them is for validation and test.
         shots: demonstrations of an episode.
         names: letters to draw from.
         sizes: languages of a training episode; tests ask for two.
-        train, validation, test: episodes; those of training are drawn by the seed.
-        bounds: of the gate.
+        texts, train, validation, test: texts without letters, and episodes.
     """
 
     about: str
-    width: int
-    depth: int
-    heads: int
+    model: Sizes
+    reader: Sizes
     reading: Reading
     bounds: Mapping[str, tuple[float, float]]
     words: int = 15000
     shots: int = 16
-    names: int = 8
-    sizes: tuple[int, ...] = (2, 3, 4)
-    train: int = 4096
+    names: int = 4
+    sizes: tuple[int, ...] = (2, 3)
+    texts: int = 1024
+    train: int = 2048
     validation: int = 256
-    test: int = 1024
+    test: int = 768
 
 
 class WordLanguages(Testbed):
-    """See the module. ``input`` has the columns of :class:`~limbeck.language.InContext`; the target is the name's
-    number. Bytes are tokens; 0 pads."""
+    """See the module. ``input`` has the columns of :class:`~limbeck.language.InContext` and ``candidates``, the task's
+    letters; the target is the name's number. Bytes are tokens; 0 pads."""
 
     name = "word_languages"
     regimes = {
         "plain": Regime(
-            "a Llama of 4 layers and 16 demonstrations",
-            width=192, depth=4, heads=6, reading=Reading(steps=700),
+            "a Llama of 4 layers, a reader of 2, and 16 demonstrations",
+            model=Sizes(192, 4, 6), reader=Sizes(128, 2, 4), reading=Reading(steps=1000),
             bounds={
                 "seen": (0.7, 0.98), "held_out": (0.65, 0.97), "without_examples": (0.4, 0.6), "lead": (0.15, 0.5),
             },
@@ -104,8 +125,8 @@ class WordLanguages(Testbed):
     def smoke(regime: Regime) -> Regime:
         """The same regime in seconds: a model that hardly learns."""
         return replace(
-            regime, width=16, depth=1, heads=2, reading=Reading(steps=4, batch_size=4), words=200, shots=4, train=64,
-            validation=8, test=16, bounds={"seen": (0.0, 1.0)},
+            regime, model=Sizes(16, 2, 2), reader=Sizes(16, 2, 2), reading=Reading(steps=4, batch_size=4), words=200,
+            shots=4, texts=32, train=64, validation=8, test=16, bounds={"seen": (0.0, 1.0)},
         )  # fmt: skip
 
     @property
@@ -134,10 +155,11 @@ class WordLanguages(Testbed):
         }
 
     def splits(self, seed: int = 0) -> Splits:
-        """Training and validation on seen tasks, the test on held-out ones; :meth:`seen_test` has seen ones."""
+        """Training and validation on seen tasks, the test on held-out ones; the same for every seed. :meth:`seen_test` has
+        seen tasks."""
         plan = self.plan
         return Splits(
-            self.episodes("train", plan.train, 1000 + seed),
+            self.episodes("train", plan.train, 5),
             self.episodes("seen", plan.validation, 1, fresh=True, first=1 << 20),
             self.episodes("held_out", plan.test, 2, fresh=True, first=1 << 21),
         )
@@ -162,23 +184,41 @@ class WordLanguages(Testbed):
         candidates = {"candidates": torch.where(drawn.candidates >= 0, drawn.candidates + FIRST_NAME, -1)}
         return Split({**given.columns(), **candidates}, drawn.names[:, -1], ids)
 
-    def texts(self, count: int, seed: int, share: float = 0.8) -> Split:
-        """Words of seen tasks' languages without names; of each text the first ``share`` is the context."""
-        ids = torch.arange(count) + (1 << 23)
-        _, rows = self._drawn(self.tasks["train"], view_seeds(seed, 0, ids), fresh=False, items=self.plan.shots + 4)
-        border = int(rows.shape[1] * share)
-        context, text = self._joined(rows[:, :border]), self._joined(rows[:, border:])
-        # Texts stand at the left, and their order is not to be turned round.
-        moved = [part.flip(1) for part in left_aligned(*(part.flip(1) for part in text))]
-        return Split(InContext(*context, *moved, torch.zeros_like(moved[1])).columns(), None, ids)
+    def texts(self) -> Split:
+        """Words of seen tasks' languages without names: four fifths of a text are context, the rest follows.
 
-    def network(self, *, width: int, depth: int, heads: int, seed: int) -> nn.Module:
+        What counts as the answer is all of the rest but its first byte, which nothing behind the context predicts.
+        """
+        plan = self.plan
+        ids = torch.arange(plan.texts) + (1 << 23)
+        count = plan.shots + plan.shots // 4
+        _, rows = self._drawn(self.tasks["train"], view_seeds(4, 0, ids), fresh=False, items=count)
+        context, text = self._joined(rows[:, : plan.shots]), self._joined(rows[:, plan.shots :])
+        # Texts stand at the left.
+        moved, mask = (part.flip(1) for part in left_aligned(*(part.flip(1) for part in text)))
+        return Split(InContext(*context, moved, mask, mask & (torch.arange(mask.shape[1]) > 0)).columns(), None, ids)
+
+    def signals(self, split: Split, swapped: bool = False) -> Source:
+        """What the teacher says at the tokens of a split's texts, asked for once and kept.
+
+        Args:
+            swapped: behind the context of the split's next sample.
+        """
+        given = InContext.of(split.input)  # type: ignore[arg-type]
+        if swapped:
+            given = replace(given, context=given.context.roll(1, 0), context_mask=given.context_mask.roll(1, 0))
+        batches = Split(given.columns(), None, split.id).batches(64)
+        content = {"data": fingerprint_tensors(given.columns())}
+        source = Live(self.teacher(), forward=full_context_logits)
+        return kept_signals(f"{self.name}-{self.size}", source, batches, ("logits", "counted"), content)
+
+    def network(self, sizes: Sizes, seed: int) -> nn.Module:
         """An untrained Llama model over bytes."""
         transformers = require("transformers", "language")
         config = transformers.LlamaConfig(
-            vocab_size=self.vocabulary, hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=depth,
-            num_attention_heads=heads, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=PAD,
-            bos_token_id=None, eos_token_id=None,
+            vocab_size=self.vocabulary, hidden_size=sizes.width, intermediate_size=sizes.width * 8 // 3,
+            num_hidden_layers=sizes.depth, num_attention_heads=sizes.heads, max_position_embeddings=512,
+            tie_word_embeddings=True, pad_token_id=PAD, bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
         made: nn.Module = seeded(lambda: transformers.LlamaForCausalLM(config), seed)
         return made
@@ -189,45 +229,68 @@ class WordLanguages(Testbed):
         return kept_weights(
             self.name,
             self._content,
-            build=lambda: self.network(width=plan.width, depth=plan.depth, heads=plan.heads, seed=plan.reading.seed),
-            make=self.read,
+            build=lambda: self.network(plan.model, plan.reading.seed),
+            make=lambda model: self.read(model, plan.model),
         )
 
     def student(self, seed: int = 0) -> nn.Module:
-        """A small untrained language model over bytes, to read the context in the large one's place."""
-        return self.network(width=128 if self.size == "full" else 16, depth=2, heads=4, seed=seed)
+        """A small language model over bytes, trained as the large one was, to read contexts in its place; trainable,
+        the same for every seed."""
+        plan = self.plan
+        made = kept_weights(
+            f"{self.name}-reader",
+            self._content,
+            build=lambda: self.network(plan.reader, plan.reading.seed + 1),
+            make=lambda model: self.read(model, plan.reader),
+        )
+        return made.requires_grad_(True)
 
-    def read(self, model: nn.Module) -> nn.Module:
+    def read(self, model: nn.Module, sizes: Sizes) -> nn.Module:
         """Train a language model in place; it comes back in eval mode."""
         recipe = self.plan.reading
+        head = seeded(lambda: nn.Linear(sizes.width, len(LANGUAGES)), recipe.seed)
+        weights = [*model.parameters(), *head.parameters()]
         optimiser = torch.optim.AdamW(
-            model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95)
+            weights, recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95), fused=True
         )
         model.train()
         for step in range(recipe.steps):
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * warm_cosine(step / recipe.steps)
-            loss = self.reading_loss(model, step)
+            loss = self.reading_loss(model, head, sizes.depth // 2, step)
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
         return model.eval()
 
-    def reading_loss(self, model: nn.Module, step: int) -> Tensor:
-        """Cross-entropy on every letter of new episodes, and a little on the words."""
-        recipe = self.plan.reading
+    def reading_loss(self, model: nn.Module, head: nn.Module, layer: int, step: int) -> Tensor:
+        """Cross-entropy on every letter of new episodes, a little on the words, and the head's on languages."""
+        recipe, progress = self.plan.reading, step / self.plan.reading.steps
         ids = torch.arange(recipe.batch_size) + step * recipe.batch_size
-        drawn, rows = self._drawn(self.tasks["train"], view_seeds(recipe.seed, 0, ids), fresh=False)
+        views = view_seeds(recipe.seed, 0, ids)
+        drawn, rows = self._drawn(self.tasks["train"], views, fresh=False)
+        names, classes = drawn.names + FIRST_NAME, drawn.classes
+        share = recipe.repeats * min(max((0.8 - progress) / 0.5, 0.0), 1.0)
+        again = repeated(rows.shape[1], views, share)
+        rows, names, classes = (part.gather(1, again) for part in (rows, names, classes))
         plain = round(recipe.unlabelled * recipe.batch_size)
-        names = drawn.names + FIRST_NAME
         names[:plain] = -1
         tokens, mask = self._joined(rows, names)
-        logits = model(input_ids=tokens, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
-        target, counted = tokens[:, 1:], mask[:, 1:] & mask[:, :-1]
-        letters = (target >= FIRST_NAME) & (target < FIRST_NAME + self.plan.names)
-        values = [cross_entropy(logits, target, mask=part) for part in (counted & letters, counted & ~letters)]
-        return values[0] + recipe.word_weight * values[1]
+        found = model(
+            input_ids=tokens, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False,
+            output_hidden_states=True,
+        )  # fmt: skip
+        letters = (tokens >= FIRST_NAME) & (tokens < FIRST_NAME + self.plan.names)
+        logits, target, counted = found.logits[:, :-1], tokens[:, 1:], mask[:, 1:] & mask[:, :-1]
+        parts = (counted & letters[:, 1:], counted & ~letters[:, 1:])
+        loss, words = (cross_entropy(logits, target, mask=part) for part in parts)
+        loss = loss + recipe.word_weight * words
+        if progress < 0.6 and recipe.language_weight:
+            hidden, known = found.hidden_states[layer], classes[plain:].flatten()
+            said = [cross_entropy(head(hidden[places]), known) for places in (tokens == SPACE, letters)]
+            loss = loss + recipe.language_weight * (said[0] + said[1])
+        return loss
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
@@ -251,12 +314,16 @@ class WordLanguages(Testbed):
 
     def gate(self) -> Gate:
         """The model learns from examples, for languages it knows and for others, and not perfectly."""
-        figures = kept_numbers(f"gate-{self.name}-{self.regime}-{self.size}", self._content, self._gate_figures)
+        figures = kept_numbers(
+            f"gate-{self.name}-{self.regime}-{self.size}", {**self._content, "test": self.plan.test}, self._gate_figures
+        )
         return Gate(tuple(Check(name, figures[name], low, high) for name, (low, high) in self.plan.bounds.items()))
 
     def _gate_figures(self) -> dict[str, float]:
         teacher, seen, held_out = self.teacher(), self.seen_test(), self.splits().test
-        found = {name: self.evaluate(teacher, part)["accuracy"] for name, part in (("seen", seen), ("held_out", held_out))}
+        found = {
+            name: self.evaluate(teacher, part)["accuracy"] for name, part in (("seen", seen), ("held_out", held_out))
+        }
         bare = InContext.of(held_out.input).without_context().columns()  # type: ignore[arg-type]
         alone = Split({**held_out.input, **bare}, held_out.target, held_out.id)  # type: ignore[dict-item]
         found["without_examples"] = self.evaluate(teacher, alone)["accuracy"]
@@ -265,7 +332,7 @@ class WordLanguages(Testbed):
     @property
     def _content(self) -> dict[str, Any]:
         plan = self.plan
-        shape = [plan.width, plan.depth, plan.heads, plan.words, plan.shots, plan.names, list(plan.sizes), plan.test]
+        shape = [plan.words, plan.shots, plan.names, list(plan.sizes), asdict(plan.model), asdict(plan.reader)]
         return {"lists": hashes(), "version": VERSION, "shape": shape, "reading": asdict(plan.reading)}
 
     @cached_property
@@ -311,6 +378,15 @@ class WordLanguages(Testbed):
         last = torch.where(named, 2, 0)
         behind = torch.where(named, behind, NEWLINE)
         return torch.where(after < 0, table, torch.where(after <= last, behind, PAD))
+
+
+def repeated(items: int, views: Tensor, share: float) -> Tensor:
+    """``[B, items]``: for every item its own place, or for ``share`` of them that of an earlier item's."""
+    places = torch.arange(items).expand(len(views), -1).clone()
+    for item in range(1, items):
+        earlier = places.gather(1, integers(views, _EARLIER + item, item)[:, None]).squeeze(1)
+        places[:, item] = torch.where(uniform(views, _AGAIN + item) < share, earlier, item)
+    return places
 
 
 def answer_rows(said: Tensor, given: InContext) -> Tensor:
