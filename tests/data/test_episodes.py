@@ -30,7 +30,7 @@ def test_no_item_comes_twice_even_where_a_class_is_used_up() -> None:
     for classes, places in zip(drawn.classes, drawn.places):
         pairs = list(zip(classes.tolist(), places.tolist()))
         assert len(set(pairs)) == len(pairs)
-        assert 0 <= int(places.min())
+        assert int(places.min()) >= 0
         assert int(places.max()) < 6
     alone = drawn.places[drawn.task == 1]
     assert torch.equal(alone.sort(1).values, torch.arange(6).expand(len(alone), -1)), "six of six: all of them"

@@ -91,9 +91,7 @@ def test_queries_begin_as_words_or_as_noise() -> None:
 def test_gradients_reach_the_compressor_and_leave_the_model_alone() -> None:
     model, made = llama(seed=1), ContextCompressor(llama(), 3, 16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    distiller = Distiller(
-        made, SelectedKL(), Live(model, forward=full_context_logits), forward=BehindPrefix(model)
-    )
+    distiller = Distiller(made, SelectedKL(), Live(model, forward=full_context_logits), forward=BehindPrefix(model))
     batch = {**tokens().batch(), "id": torch.arange(3)}
     terms = distiller.objective(distiller.student_signals(batch), distiller.teacher_signals(batch), batch)
     terms["kl"].backward()

@@ -155,8 +155,8 @@ class WordLanguages(Testbed):
         }
 
     def splits(self, seed: int = 0) -> Splits:
-        """Training and validation on seen tasks, the test on held-out ones; the same for every seed. :meth:`seen_test` has
-        seen tasks."""
+        """Training and validation on seen tasks, the test on held-out ones, the same for every seed; see
+        :meth:`seen_test` too."""
         plan = self.plan
         return Splits(
             self.episodes("train", plan.train, 5),
