@@ -1,14 +1,14 @@
 """Word languages: which of a few languages is a word from, when only examples say what the languages are called?
 
-Words of Debian's lists of eight languages. An episode takes two to four languages, calls each by a letter drawn at
-random, shows words with their letters and asks for the letter of a new word. No letter means anything beyond its
-episode, so a model that answers has learnt it from the context. The teacher, a byte-level Llama, is trained on episodes
-of six languages; tasks with one of the other two are held out, and the words of the test are in no training episode.
+Words of Debian's lists of eight languages. An episode takes two languages, calls each by a letter drawn at random, shows
+words with their letters and asks for the letter of a new word. No letter means anything beyond its episode, so a model
+that answers has learnt it from the context. The teacher, a byte-level Llama, is trained on episodes of six languages;
+tasks with one of the other two are held out, and the words of the test are in no training episode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from limbeck.cache.fingerprint import fingerprint_tensors
 from limbeck.data.episodes import Episodes, EpisodeSampler, Tasks, split_tasks
 from limbeck.data.split import Split, Splits
-from limbeck.data.views import integers, uniform, view_seeds
+from limbeck.data.store import cache_folder, content_hash, written_aside
+from limbeck.data.views import view_seeds
 from limbeck.data.word_lists import LANGUAGES, VERSION, hashes, own_words
 from limbeck.errors import require
 from limbeck.language import InContext, full_context_logits, left_aligned, pad_rows, positions
@@ -30,8 +31,6 @@ from limbeck.testbeds.recipe import kept_numbers, kept_signals, kept_tensors, ke
 
 PAD, SPACE, NEWLINE, FIRST_NAME = 0, 32, 10, 65
 HELD_OUT = ("italian", "swedish")
-# Draws of episodes end below these.
-_AGAIN, _EARLIER = 5000, 6000
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,16 @@ class Sizes:
 class Reading:
     """How a language model learns to learn from examples: AdamW, a cosine after a short warm-up.
 
-    A small model finds out by itself neither what tells languages apart nor that examples repeat, in the time that
-    there is. So items come again at first, and a head that is thrown away asks the middle layer for the language of
-    every word, at the space behind it and at its letter.
+    In the time that there is, a small model finds out by itself neither what tells languages apart nor that letters
+    are to be looked up. So there is help for the first part of the training: a head that is thrown away asks the middle
+    layer for the language of every word, at the space behind it and at its letter, and in the last layer half of the
+    attention heads are to look from that space at the letters of earlier words of the same language.
 
     Attributes:
         steps, batch_size: episodes are new in every step.
         unlabelled: share of the rows that are words without letters.
         word_weight: of the words' own bytes in the loss, beside the letters'.
-        repeats: share of items that come again, up to three tenths of the steps; it falls to none at eight.
-        language_weight: of the head's loss, up to six tenths of the steps.
+        helped: share of the steps with that help. language_weight, look_weight: of its two losses.
     """
 
     steps: int
@@ -65,8 +64,9 @@ class Reading:
     weight_decay: float = 0.05
     unlabelled: float = 0.125
     word_weight: float = 0.2
-    repeats: float = 0.7
-    language_weight: float = 1.0
+    helped: float = 0.8
+    language_weight: float = 0.5
+    look_weight: float = 0.5
     seed: int = 0
     version: int = 1
 
@@ -94,7 +94,7 @@ class Regime:
     words: int = 15000
     shots: int = 16
     names: int = 4
-    sizes: tuple[int, ...] = (2, 3)
+    sizes: tuple[int, ...] = (2,)
     texts: int = 1024
     train: int = 2048
     validation: int = 256
@@ -109,7 +109,7 @@ class WordLanguages(Testbed):
     regimes = {
         "plain": Regime(
             "a Llama of 4 layers, a reader of 2, and 16 demonstrations",
-            model=Sizes(192, 4, 6), reader=Sizes(128, 2, 4), reading=Reading(steps=1000),
+            model=Sizes(128, 4, 4), reader=Sizes(96, 2, 3), reading=Reading(steps=800, learning_rate=3e-3),
             bounds={
                 "seen": (0.7, 0.98), "held_out": (0.65, 0.97), "without_examples": (0.4, 0.6), "lead": (0.15, 0.5),
             },
@@ -245,16 +245,31 @@ class WordLanguages(Testbed):
         )
         return made.requires_grad_(True)
 
-    def read(self, model: nn.Module, sizes: Sizes) -> nn.Module:
-        """Train a language model in place; it comes back in eval mode."""
+    def read(self, model: nn.Module, sizes: Sizes, log: Callable[[int, float], None] | None = None) -> nn.Module:
+        """Train a language model in place; it comes back in eval mode.
+
+        Every 25 steps are kept, so that a training that was killed goes on.
+        """
         recipe = self.plan.reading
         head = seeded(lambda: nn.Linear(sizes.width, len(LANGUAGES)), recipe.seed)
         weights = [*model.parameters(), *head.parameters()]
         optimiser = torch.optim.AdamW(
             weights, recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95), fused=True
         )
+        state = {"model": model, "head": head, "optimiser": optimiser}
+        path = (
+            cache_folder("partial") / f"{self.name}-{content_hash({**self._content, 'sizes': asdict(sizes)})[:16]}.pt"
+        )
+        start = 0
+        if path.is_file():
+            kept = torch.load(path, weights_only=True)
+            start = kept["step"]
+            for name, part in state.items():
+                part.load_state_dict(kept[name])
         model.train()
-        for step in range(recipe.steps):
+        # Fused attention does not tell where it looks.
+        model.set_attn_implementation("eager")  # type: ignore[operator]
+        for step in range(start, recipe.steps):
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * warm_cosine(step / recipe.steps)
             loss = self.reading_loss(model, head, sizes.depth // 2, step)
@@ -262,34 +277,40 @@ class WordLanguages(Testbed):
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
+            if (step + 1) % 25 == 0:
+                if log is not None:
+                    log(step + 1, float(loss.detach()))
+                with written_aside(path) as aside:
+                    torch.save({"step": step + 1, **{name: part.state_dict() for name, part in state.items()}}, aside)
+        path.unlink(missing_ok=True)
+        model.set_attn_implementation("sdpa")  # type: ignore[operator]
         return model.eval()
 
     def reading_loss(self, model: nn.Module, head: nn.Module, layer: int, step: int) -> Tensor:
-        """Cross-entropy on every letter of new episodes, a little on the words, and the head's on languages."""
-        recipe, progress = self.plan.reading, step / self.plan.reading.steps
+        """Cross-entropy on every letter of new episodes, a little on the words, and what helps at first."""
+        recipe = self.plan.reading
         ids = torch.arange(recipe.batch_size) + step * recipe.batch_size
-        views = view_seeds(recipe.seed, 0, ids)
-        drawn, rows = self._drawn(self.tasks["train"], views, fresh=False)
-        names, classes = drawn.names + FIRST_NAME, drawn.classes
-        share = recipe.repeats * min(max((0.8 - progress) / 0.5, 0.0), 1.0)
-        again = repeated(rows.shape[1], views, share)
-        rows, names, classes = (part.gather(1, again) for part in (rows, names, classes))
+        drawn, rows = self._drawn(self.tasks["train"], view_seeds(recipe.seed, 0, ids), fresh=False)
         plain = round(recipe.unlabelled * recipe.batch_size)
+        names = drawn.names + FIRST_NAME
         names[:plain] = -1
         tokens, mask = self._joined(rows, names)
+        helped = step < recipe.helped * recipe.steps
         found = model(
             input_ids=tokens, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False,
-            output_hidden_states=True,
+            output_hidden_states=helped, output_attentions=helped,
         )  # fmt: skip
         letters = (tokens >= FIRST_NAME) & (tokens < FIRST_NAME + self.plan.names)
         logits, target, counted = found.logits[:, :-1], tokens[:, 1:], mask[:, 1:] & mask[:, :-1]
         parts = (counted & letters[:, 1:], counted & ~letters[:, 1:])
         loss, words = (cross_entropy(logits, target, mask=part) for part in parts)
         loss = loss + recipe.word_weight * words
-        if progress < 0.6 and recipe.language_weight:
-            hidden, known = found.hidden_states[layer], classes[plain:].flatten()
-            said = [cross_entropy(head(hidden[places]), known) for places in (tokens == SPACE, letters)]
-            loss = loss + recipe.language_weight * (said[0] + said[1])
+        if helped:
+            known, hidden, asked = drawn.classes[plain:], found.hidden_states[layer], (tokens == SPACE, letters)
+            said = sum(cross_entropy(head(hidden[places]), known.flatten()) for places in asked)
+            attention = found.attentions[-1][plain:]
+            looks = look_up(attention[:, : attention.shape[1] // 2], asked[0][plain:], letters[plain:], known)
+            loss = loss + recipe.language_weight * said + recipe.look_weight * looks
         return loss
 
     @torch.inference_mode()
@@ -380,13 +401,21 @@ class WordLanguages(Testbed):
         return torch.where(after < 0, table, torch.where(after <= last, behind, PAD))
 
 
-def repeated(items: int, views: Tensor, share: float) -> Tensor:
-    """``[B, items]``: for every item its own place, or for ``share`` of them that of an earlier item's."""
-    places = torch.arange(items).expand(len(views), -1).clone()
-    for item in range(1, items):
-        earlier = places.gather(1, integers(views, _EARLIER + item, item)[:, None]).squeeze(1)
-        places[:, item] = torch.where(uniform(views, _AGAIN + item) < share, earlier, item)
-    return places
+def look_up(attention: Tensor, spaces: Tensor, letters: Tensor, classes: Tensor) -> Tensor:
+    """``-log`` of the attention that heads pay, from the space behind a word, to the letters of its own class's words.
+
+    Args:
+        attention: ``[B, H, T, T]``. spaces, letters: bool ``[B, T]``, in each row as many as ``classes`` ``[B, n]`` has
+            items. Items without an earlier one of their class do not count.
+    """
+    rows, items = classes.shape
+    places = [part.nonzero()[:, 1].view(rows, items) for part in (spaces, letters)]
+    paid = attention.gather(2, places[0][:, None, :, None].expand(-1, attention.shape[1], -1, attention.shape[3]))
+    paid = paid.gather(3, places[1][:, None, None, :].expand(-1, attention.shape[1], items, -1))
+    same = (classes[:, :, None] == classes[:, None, :]) & torch.ones(items, items, dtype=torch.bool).tril(-1)
+    right = (paid * same[:, None]).sum(-1)
+    counted = same.any(-1)[:, None].expand_as(right)
+    return -(right[counted] + 1e-6).log().mean()
 
 
 def answer_rows(said: Tensor, given: InContext) -> Tensor:
