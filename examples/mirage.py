@@ -76,7 +76,9 @@ def main(count: int = 120, steps: int = 60) -> float:
 
     nodes, edges = tables_of_pyg(training)
     graphs = [from_pyg(one, nodes, edges) for one in training]
-    distilled: DistilledSet = Mirage(HOPS, budget=600).fit_transform(graphs, torch.cat([one.y for one in training]))
+    # What trees share is stored once, so that 600 bytes hold enough sets.
+    miner = Mirage(HOPS, budget=600, storage="shared")
+    distilled: DistilledSet = miner.fit_transform(graphs, torch.cat([one.y for one in training]))
     split = distilled.split()
     small = [
         to_pyg(graph, nodes, edges, y=torch.tensor([label]))

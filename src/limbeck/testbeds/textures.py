@@ -62,16 +62,17 @@ class Textures(AnomalyTestbed):
 
     def surfaces(self, seed: int = 0) -> Surfaces:
         """Of texture ``TEXTURES[seed % 4]``; the tiles of a texture are the same for every seed that names it."""
-        return self._surfaces(seed % self.folds, part=0)
+        return self._surfaces(seed % self.folds, 0, self.plan.unseen)
 
     def gate_surfaces(self) -> list[Surfaces]:
-        """Other tiles and other defects of all textures."""
-        return [self._surfaces(number, part=1) for number in range(self.folds)]
+        """Other tiles and other defects of all textures. The gate learns from the texture itself in ``unseen``, too: it
+        asks whether defects can be found, and not whether they can be without having seen the texture."""
+        return [self._surfaces(number, 1, unseen=False) for number in range(self.folds)]
 
-    def _surfaces(self, number: int, part: int) -> Surfaces:
+    def _surfaces(self, number: int, part: int, unseen: bool) -> Surfaces:
         plan, name = self.plan, TEXTURES[number]
         others = [one for one in TEXTURES if one != name]
-        learnt = others if plan.unseen else [name]
+        learnt = others if unseen else [name]
         good = torch.cat([_crops(one, plan.good // len(learnt), 0) for one in learnt])
         test, masks, kind, kinds = _test(name, plan.test, 1 + part)
         groups = {group: tuple(one for one in names if one in kinds) for group, names in _GROUPS.items()}

@@ -274,7 +274,7 @@ class Photos(Sprites):
         return min(way.batch_size, 2) if self.size == "smoke" else way.batch_size
 
     def steps(self, longer: int = 1) -> int:
-        return 6 if self.size == "smoke" else 120 * longer
+        return 6 if self.size == "smoke" else 600 * longer
 
     def assess(self, whole: SegmentAnything) -> dict[str, float]:
         found: dict[str, float] = self.bed.evaluate(whole, self.bed.splits().test)
