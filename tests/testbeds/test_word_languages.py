@@ -104,12 +104,12 @@ def test_a_training_that_was_killed_goes_on(bed: Any) -> None:
 
     own = testbeds.load("word_languages", "smoke")
     sizes = own.plan.reader  # type: ignore[attr-defined]
-    own.plan = replace(own.plan, reading=replace(own.plan.reading, steps=60, batch_size=2, seed=7))  # type: ignore[attr-defined]
+    recipe = replace(own.plan.reading, steps=60, batch_size=2, seed=7)  # type: ignore[attr-defined]
     made = []
     for log in (None, die, None):
         model = own.network(sizes, 0)  # type: ignore[attr-defined]
         try:
-            made.append(own.read(model, sizes, log).state_dict())  # type: ignore[attr-defined]
+            made.append(own.read(model, sizes, recipe, log).state_dict())  # type: ignore[attr-defined]
         except Killed:
             continue
     assert len(made) == 2

@@ -1,16 +1,16 @@
 """Word languages: which of a few languages is a word from, when only examples say what the languages are called?
 
-Words of Debian's lists of eight languages. An episode takes two languages, calls each by a letter drawn at random, shows
-words with their letters and asks for the letter of a new word. No letter means anything beyond its episode, so a model
-that answers has learnt it from the context. The teacher, a byte-level Llama, is trained on episodes of six languages;
-tasks with one of the other two are held out, and the words of the test are in no training episode.
+Words of Debian's lists of eight languages. An episode takes two languages, calls each by a letter drawn at random,
+shows words with their letters and asks for the letter of a new word. No letter means anything beyond its episode, so a
+model that answers has learnt it from the context. The teacher, a byte-level Llama, is trained on episodes of six
+languages; tasks with one of the other two are held out, and the words of the test are in no training episode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -78,6 +78,7 @@ class Regime:
     Attributes:
         about: one line.
         model, reader: sizes of the frozen model and of the small one. reading: the training of both.
+        again: a second training of the model, on other episodes.
         bounds: of the gate.
         words: of every language; the last fifth of them is for validation and test.
         shots: demonstrations of an episode.
@@ -90,6 +91,7 @@ class Regime:
     model: Sizes
     reader: Sizes
     reading: Reading
+    again: Reading
     bounds: Mapping[str, tuple[float, float]]
     words: int = 15000
     shots: int = 16
@@ -110,6 +112,7 @@ class WordLanguages(Testbed):
         "plain": Regime(
             "a Llama of 4 layers, a reader of 2, and 16 demonstrations",
             model=Sizes(128, 4, 4), reader=Sizes(96, 2, 3), reading=Reading(steps=800, learning_rate=3e-3),
+            again=Reading(steps=800, seed=1),
             bounds={
                 "seen": (0.7, 0.98), "held_out": (0.65, 0.97), "without_examples": (0.4, 0.6), "lead": (0.15, 0.5),
             },
@@ -125,7 +128,8 @@ class WordLanguages(Testbed):
     def smoke(regime: Regime) -> Regime:
         """The same regime in seconds: a model that hardly learns."""
         return replace(
-            regime, model=Sizes(16, 2, 2), reader=Sizes(16, 2, 2), reading=Reading(steps=4, batch_size=4), words=200,
+            regime, model=Sizes(16, 2, 2), reader=Sizes(16, 2, 2), reading=Reading(steps=4, batch_size=4),
+            again=Reading(steps=2, batch_size=4), words=200,
             shots=4, texts=32, train=64, validation=8, test=16, bounds={"seen": (0.0, 1.0)},
         )  # fmt: skip
 
@@ -226,12 +230,15 @@ class WordLanguages(Testbed):
     def teacher(self) -> nn.Module:
         """The language model, which stays frozen: it reads demonstrations, or what stands for them."""
         plan = self.plan
-        return kept_weights(
-            self.name,
-            self._content,
-            build=lambda: self.network(plan.model, plan.reading.seed),
-            make=lambda model: self.read(model, plan.model),
-        )
+
+        def first() -> nn.Module:
+            empty = partial(self.network, plan.model, plan.reading.seed)
+            made = kept_weights(
+                self.name, self._content, empty, lambda model: self.read(model, plan.model, plan.reading)
+            )
+            return made.requires_grad_(True)
+
+        return kept_weights(self.name, self._twice, first, lambda model: self.read(model, plan.model, plan.again))
 
     def student(self, seed: int = 0) -> nn.Module:
         """A small language model over bytes, trained as the large one was, to read contexts in its place; trainable,
@@ -241,16 +248,17 @@ class WordLanguages(Testbed):
             f"{self.name}-reader",
             self._content,
             build=lambda: self.network(plan.reader, plan.reading.seed + 1),
-            make=lambda model: self.read(model, plan.reader),
+            make=lambda model: self.read(model, plan.reader, plan.reading),
         )
         return made.requires_grad_(True)
 
-    def read(self, model: nn.Module, sizes: Sizes, log: Callable[[int, float], None] | None = None) -> nn.Module:
+    def read(
+        self, model: nn.Module, sizes: Sizes, recipe: Reading, log: Callable[[int, float], None] | None = None
+    ) -> nn.Module:
         """Train a language model in place; it comes back in eval mode.
 
         Every 25 steps are kept, so that a training that was killed goes on.
         """
-        recipe = self.plan.reading
         head = seeded(lambda: nn.Linear(sizes.width, len(LANGUAGES)), recipe.seed)
         weights = [*model.parameters(), *head.parameters()]
         optimiser = torch.optim.AdamW(
@@ -258,7 +266,8 @@ class WordLanguages(Testbed):
         )
         state = {"model": model, "head": head, "optimiser": optimiser}
         path = (
-            cache_folder("partial") / f"{self.name}-{content_hash({**self._content, 'sizes': asdict(sizes)})[:16]}.pt"
+            cache_folder("partial")
+            / f"{self.name}-{content_hash({**self._content, 'sizes': asdict(sizes), 'recipe': asdict(recipe)})[:16]}.pt"
         )
         start = 0
         if path.is_file():
@@ -272,7 +281,7 @@ class WordLanguages(Testbed):
         for step in range(start, recipe.steps):
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * warm_cosine(step / recipe.steps)
-            loss = self.reading_loss(model, head, sizes.depth // 2, step)
+            loss = self.reading_loss(model, head, sizes.depth // 2, recipe, step)
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(weights, 1.0)
@@ -286,9 +295,8 @@ class WordLanguages(Testbed):
         model.set_attn_implementation("sdpa")  # type: ignore[operator]
         return model.eval()
 
-    def reading_loss(self, model: nn.Module, head: nn.Module, layer: int, step: int) -> Tensor:
+    def reading_loss(self, model: nn.Module, head: nn.Module, layer: int, recipe: Reading, step: int) -> Tensor:
         """Cross-entropy on every letter of new episodes, a little on the words, and what helps at first."""
-        recipe = self.plan.reading
         ids = torch.arange(recipe.batch_size) + step * recipe.batch_size
         drawn, rows = self._drawn(self.tasks["train"], view_seeds(recipe.seed, 0, ids), fresh=False)
         plain = round(recipe.unlabelled * recipe.batch_size)
@@ -336,7 +344,7 @@ class WordLanguages(Testbed):
     def gate(self) -> Gate:
         """The model learns from examples, for languages it knows and for others, and not perfectly."""
         figures = kept_numbers(
-            f"gate-{self.name}-{self.regime}-{self.size}", {**self._content, "test": self.plan.test}, self._gate_figures
+            f"gate-{self.name}-{self.regime}-{self.size}", {**self._twice, "test": self.plan.test}, self._gate_figures
         )
         return Gate(tuple(Check(name, figures[name], low, high) for name, (low, high) in self.plan.bounds.items()))
 
@@ -355,6 +363,10 @@ class WordLanguages(Testbed):
         plan = self.plan
         shape = [plan.words, plan.shots, plan.names, list(plan.sizes), asdict(plan.model), asdict(plan.reader)]
         return {"lists": hashes(), "version": VERSION, "shape": shape, "reading": asdict(plan.reading)}
+
+    @property
+    def _twice(self) -> dict[str, Any]:
+        return {**self._content, "again": asdict(self.plan.again)}
 
     @cached_property
     def _words(self) -> dict[str, Tensor]:
