@@ -11,7 +11,7 @@ from limbeck import testbeds
 from limbeck.data.word_lists import LANGUAGES, own_words
 from limbeck.language import InContext, full_context_logits
 from limbeck.sources import Source
-from limbeck.testbeds.word_languages import HELD_OUT, look_up
+from limbeck.testbeds.word_languages import HELD_OUT
 
 
 @pytest.fixture(scope="module")
@@ -114,22 +114,6 @@ def test_a_training_that_was_killed_goes_on(bed: Any) -> None:
             continue
     assert len(made) == 2
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
-
-
-def test_looks_are_paid_to_earlier_letters_of_the_same_class() -> None:
-    # Three items, two tokens each: a space and a letter.
-    spaces = torch.tensor([[1, 0, 1, 0, 1, 0]]).bool()
-    letters = torch.tensor([[0, 1, 0, 1, 0, 1]]).bool()
-    attention = torch.zeros(1, 1, 6, 6)
-    attention[0, 0, 4] = torch.tensor([0.1, 0.6, 0.1, 0.2, 0.0, 0.0])
-    classes = torch.tensor([[0, 1, 0]])
-    torch.testing.assert_close(
-        look_up(attention, spaces, letters, classes), -torch.tensor(0.6).log(), atol=1e-5, rtol=0
-    )
-    both = torch.tensor([[0, 0, 0]])
-    attention[0, 0, 2, 1] = 0.5
-    wanted = -(torch.tensor(0.5).log() + torch.tensor(0.8).log()) / 2
-    torch.testing.assert_close(look_up(attention, spaces, letters, both), wanted, atol=1e-5, rtol=0)
 
 
 def test_the_gate_asks_about_seen_and_held_out_languages() -> None:

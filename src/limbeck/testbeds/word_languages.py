@@ -19,17 +19,16 @@ from torch import Tensor, nn
 from limbeck.cache.fingerprint import fingerprint_tensors
 from limbeck.data.episodes import Episodes, EpisodeSampler, Tasks, split_tasks
 from limbeck.data.split import Split, Splits
-from limbeck.data.store import cache_folder, content_hash, written_aside
+from limbeck.data.store import cache_folder, content_hash
 from limbeck.data.views import view_seeds
 from limbeck.data.word_lists import LANGUAGES, VERSION, hashes, own_words
 from limbeck.errors import require
-from limbeck.language import InContext, full_context_logits, left_aligned, pad_rows, positions
-from limbeck.losses import cross_entropy
+from limbeck.language import InContext, full_context_logits, left_aligned, pad_rows
 from limbeck.sources import Live, Source
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
-from limbeck.testbeds.recipe import kept_numbers, kept_signals, kept_tensors, kept_weights, seeded, warm_cosine
+from limbeck.testbeds.recipe import kept_numbers, kept_signals, kept_tensors, kept_weights, seeded
+from limbeck.testbeds.word_reading import FIRST_NAME, NEWLINE, PAD, SPACE, Lines, Reading, read
 
-PAD, SPACE, NEWLINE, FIRST_NAME = 0, 32, 10, 65
 HELD_OUT = ("italian", "swedish")
 
 
@@ -40,35 +39,6 @@ class Sizes:
     width: int
     depth: int
     heads: int
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a language model learns to learn from examples: AdamW, a cosine after a short warm-up.
-
-    In the time that there is, a small model finds out by itself neither what tells languages apart nor that letters
-    are to be looked up. So there is help for the first part of the training: a head that is thrown away asks the middle
-    layer for the language of every word, at the space behind it and at its letter, and in the last layer half of the
-    attention heads are to look from that space at the letters of earlier words of the same language.
-
-    Attributes:
-        steps, batch_size: episodes are new in every step.
-        unlabelled: share of the rows that are words without letters.
-        word_weight: of the words' own bytes in the loss, beside the letters'.
-        helped: share of the steps with that help. language_weight, look_weight: of its two losses.
-    """
-
-    steps: int
-    batch_size: int = 8
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    unlabelled: float = 0.125
-    word_weight: float = 0.2
-    helped: float = 0.8
-    language_weight: float = 0.5
-    look_weight: float = 0.5
-    seed: int = 0
-    version: int = 1
 
 
 @dataclass(frozen=True)
@@ -255,71 +225,19 @@ class WordLanguages(Testbed):
     def read(
         self, model: nn.Module, sizes: Sizes, recipe: Reading, log: Callable[[int, float], None] | None = None
     ) -> nn.Module:
-        """Train a language model in place; it comes back in eval mode.
+        """Train a language model in place; a training that was killed goes on."""
+        content = {**self._content, "sizes": asdict(sizes), "recipe": asdict(recipe)}
+        kept = cache_folder("partial") / f"{self.name}-{content_hash(content)[:16]}.pt"
+        return read(model, recipe, lambda step: self.lines(recipe, step), len(LANGUAGES), kept, log)
 
-        Every 25 steps are kept, so that a training that was killed goes on.
-        """
-        head = seeded(lambda: nn.Linear(sizes.width, len(LANGUAGES)), recipe.seed)
-        weights = [*model.parameters(), *head.parameters()]
-        optimiser = torch.optim.AdamW(
-            weights, recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95), fused=True
-        )
-        state = {"model": model, "head": head, "optimiser": optimiser}
-        path = (
-            cache_folder("partial")
-            / f"{self.name}-{content_hash({**self._content, 'sizes': asdict(sizes), 'recipe': asdict(recipe)})[:16]}.pt"
-        )
-        start = 0
-        if path.is_file():
-            kept = torch.load(path, weights_only=True)
-            start = kept["step"]
-            for name, part in state.items():
-                part.load_state_dict(kept[name])
-        model.train()
-        # Fused attention does not tell where it looks.
-        model.set_attn_implementation("eager")  # type: ignore[operator]
-        for step in range(start, recipe.steps):
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * warm_cosine(step / recipe.steps)
-            loss = self.reading_loss(model, head, sizes.depth // 2, recipe, step)
-            optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimiser.step()
-            if (step + 1) % 25 == 0:
-                if log is not None:
-                    log(step + 1, float(loss.detach()))
-                with written_aside(path) as aside:
-                    torch.save({"step": step + 1, **{name: part.state_dict() for name, part in state.items()}}, aside)
-        path.unlink(missing_ok=True)
-        model.set_attn_implementation("sdpa")  # type: ignore[operator]
-        return model.eval()
-
-    def reading_loss(self, model: nn.Module, head: nn.Module, layer: int, recipe: Reading, step: int) -> Tensor:
-        """Cross-entropy on every letter of new episodes, a little on the words, and what helps at first."""
+    def lines(self, recipe: Reading, step: int) -> Lines:
+        """New episodes of training tasks, the first of them without names."""
         ids = torch.arange(recipe.batch_size) + step * recipe.batch_size
         drawn, rows = self._drawn(self.tasks["train"], view_seeds(recipe.seed, 0, ids), fresh=False)
         plain = round(recipe.unlabelled * recipe.batch_size)
         names = drawn.names + FIRST_NAME
         names[:plain] = -1
-        tokens, mask = self._joined(rows, names)
-        helped = step < recipe.helped * recipe.steps
-        found = model(
-            input_ids=tokens, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False,
-            output_hidden_states=helped, output_attentions=helped,
-        )  # fmt: skip
-        letters = (tokens >= FIRST_NAME) & (tokens < FIRST_NAME + self.plan.names)
-        logits, target, counted = found.logits[:, :-1], tokens[:, 1:], mask[:, 1:] & mask[:, :-1]
-        parts = (counted & letters[:, 1:], counted & ~letters[:, 1:])
-        loss, words = (cross_entropy(logits, target, mask=part) for part in parts)
-        loss = loss + recipe.word_weight * words
-        if helped:
-            known, hidden, asked = drawn.classes[plain:], found.hidden_states[layer], (tokens == SPACE, letters)
-            said = sum(cross_entropy(head(hidden[places]), known.flatten()) for places in asked)
-            attention = found.attentions[-1][plain:]
-            looks = look_up(attention[:, : attention.shape[1] // 2], asked[0][plain:], letters[plain:], known)
-            loss = loss + recipe.language_weight * said + recipe.look_weight * looks
-        return loss
+        return Lines(*self._joined(rows, names), drawn.classes[plain:])
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
@@ -411,23 +329,6 @@ class WordLanguages(Testbed):
         last = torch.where(named, 2, 0)
         behind = torch.where(named, behind, NEWLINE)
         return torch.where(after < 0, table, torch.where(after <= last, behind, PAD))
-
-
-def look_up(attention: Tensor, spaces: Tensor, letters: Tensor, classes: Tensor) -> Tensor:
-    """``-log`` of the attention that heads pay, from the space behind a word, to the letters of its own class's words.
-
-    Args:
-        attention: ``[B, H, T, T]``. spaces, letters: bool ``[B, T]``, in each row as many as ``classes`` ``[B, n]`` has
-            items. Items without an earlier one of their class do not count.
-    """
-    rows, items = classes.shape
-    places = [part.nonzero()[:, 1].view(rows, items) for part in (spaces, letters)]
-    paid = attention.gather(2, places[0][:, None, :, None].expand(-1, attention.shape[1], -1, attention.shape[3]))
-    paid = paid.gather(3, places[1][:, None, None, :].expand(-1, attention.shape[1], items, -1))
-    same = (classes[:, :, None] == classes[:, None, :]) & torch.ones(items, items, dtype=torch.bool).tril(-1)
-    right = (paid * same[:, None]).sum(-1)
-    counted = same.any(-1)[:, None].expand_as(right)
-    return -(right[counted] + 1e-6).log().mean()
 
 
 def answer_rows(said: Tensor, given: InContext) -> Tensor:
