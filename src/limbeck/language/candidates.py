@@ -58,7 +58,8 @@ def answer_scores(logits: Tensor, given: InContext) -> Tensor:
     """Mean log-likelihood ``[B]`` of the answers' tokens under ``logits`` ``[B, X, V]``."""
     asked: dict[str, Any] = given.batch()
     values = cross_entropy(logits, asked["target"], mask=asked["mask"], reduction="none")
-    return -values.sum(1) / asked["mask"].sum(1)
+    counts: Tensor = asked["mask"].sum(1)
+    return -values.sum(1) / counts
 
 
 class CandidateClassifier:
