@@ -84,7 +84,7 @@ class WordLanguages(Testbed):
             model=Sizes(128, 4, 4), reader=Sizes(96, 2, 3), reading=Reading(steps=800, learning_rate=3e-3),
             again=Reading(steps=800, seed=1),
             bounds={
-                "seen": (0.7, 0.98), "held_out": (0.65, 0.97), "without_examples": (0.4, 0.6), "lead": (0.15, 0.5),
+                "seen": (0.7, 0.98), "held_out": (0.6, 0.97), "without_examples": (0.4, 0.6), "lead": (0.1, 0.5),
             },
         ),
     }  # fmt: skip
