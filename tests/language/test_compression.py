@@ -132,3 +132,22 @@ def test_contexts_beyond_the_limit_are_refused() -> None:
         made(given.context, given.context_mask)
     with pytest.raises(UserError, match="length"):
         ContextCompressor(llama(), 0, 16)
+
+
+def test_a_context_that_comes_several_times_is_read_once_and_counts_as_often() -> None:
+    made, given = ContextCompressor(llama(), 3, 16), tokens()
+    rows, read = torch.tensor([0, 1, 0, 2, 1]), []
+    made.reader.register_forward_pre_hook(
+        lambda module, args, given: read.append(len(given["inputs_embeds"])), with_kwargs=True
+    )
+    found = made(given.context[rows], given.context_mask[rows])
+    assert read == [3]
+    alone = made(given.context, given.context_mask)
+    torch.testing.assert_close(found.vectors, alone.vectors[rows], atol=1e-5, rtol=1e-4)
+    assert torch.equal(found.mask, alone.mask[rows])
+    (found.vectors**2).sum().backward()
+    once = made.queries.grad
+    made.zero_grad()
+    separately = [made(given.context[row : row + 1], given.context_mask[row : row + 1]) for row in rows.tolist()]
+    torch.stack([(one.vectors**2).sum() for one in separately]).sum().backward()
+    torch.testing.assert_close(once, made.queries.grad, atol=1e-4, rtol=1e-3)

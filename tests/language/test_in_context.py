@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck.data.loaders import TensorLoader
+from limbeck.data.split import Split
 from limbeck.errors import UserError
 from limbeck.language import (
     InContext,
     Prefix,
     full_context_logits,
+    grouped,
     in_context_batch,
     pack_demonstrations,
     prefixed_logits,
@@ -146,3 +149,19 @@ def test_bad_batches_are_refused() -> None:
         replace(batch, answer=torch.ones_like(batch.answer))
     with pytest.raises(UserError, match="width"):
         prefixed_logits(llama(), Prefix(torch.zeros(1, 2, 9), torch.ones(1, 2).bool()), batch.text, batch.text_mask)
+
+
+def test_groups_with_one_context_stay_together_and_are_taken_apart() -> None:
+    made = InContext.pad([[5, 6], [5, 6], [7], [7]], [[1, 2], [3], [4, 5], [6]], [1, 0, 1, 0], pad=0)
+    split = Split(made.columns(), None, torch.arange(10, 14))
+    loader = TensorLoader(grouped(split, 2), 1, seed=3, transform=in_context_batch)
+    batches = list(loader)
+    assert sorted(batch["id"].tolist() for batch in batches) == [[10, 11], [12, 13]]
+    for batch in batches:
+        rows = batch["id"] - 10
+        assert torch.equal(batch["input"]["text"], made.text[rows])
+        assert torch.equal(batch["target"], made.batch()["target"][rows])
+    with pytest.raises(UserError, match="contexts"):
+        grouped(split.subset([0, 2, 1, 3]), 2)
+    with pytest.raises(UserError, match="size"):
+        grouped(split, 3)

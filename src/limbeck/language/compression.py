@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class ContextCompressor(nn.Module):
         limit: longest context in tokens. Cut longer ones by
             :func:`~limbeck.language.pack_demonstrations`, which leaves demonstrations whole.
         start: ``vocabulary`` begins the queries as embeddings of tokens drawn at random, ``normal`` as Gaussian noise
-            of the reader's initial range.
+            of the reader's initial range; or the tokens to draw from, where many of a vocabulary never occur.
         seed: of the queries and the projector.
     """
 
@@ -39,7 +40,7 @@ class ContextCompressor(nn.Module):
         width: int,
         *,
         limit: int | None = None,
-        start: str = "vocabulary",
+        start: str | Sequence[int] = "vocabulary",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -57,7 +58,13 @@ class ContextCompressor(nn.Module):
                 self.projector = nn.Sequential(TokenProjector(table.shape[1], width), nn.Tanh())
 
     def forward(self, context: Tensor, context_mask: Tensor) -> Prefix:
-        """Args: tokens ``[B, C]`` and their bool mask; C may be 0."""
+        """Args: tokens ``[B, C]`` and their bool mask; C may be 0. Rows with the same context are read once."""
+        if len(context) > 1 and context.numel():
+            both = torch.stack([context.masked_fill(~context_mask, 0), context_mask.long()], 1)
+            different, rows = both.unique(dim=0, return_inverse=True)
+            if len(different) < len(context):
+                once = self(different[:, 0], different[:, 1].bool())
+                return Prefix(once.vectors[rows], once.mask[rows])
         longest = int(context_mask.sum(1).max()) if context_mask.numel() else 0
         if self.limit is not None and longest > self.limit:
             raise UserError(
@@ -82,7 +89,7 @@ class SharedPrompt(nn.Module):
         table: input embeddings of the model that reads them. length, start, seed: as in :class:`ContextCompressor`.
     """
 
-    def __init__(self, table: Tensor, length: int, *, start: str = "vocabulary", seed: int = 0) -> None:
+    def __init__(self, table: Tensor, length: int, *, start: str | Sequence[int] = "vocabulary", seed: int = 0) -> None:
         super().__init__()
         self.vectors = nn.Parameter(start_vectors(table, length, start, seed))
 
@@ -114,12 +121,13 @@ class BehindPrefix:
         return {"logits": prefixed_logits(self.model, prefix, given.text, given.text_mask), "counted": given.text_mask}
 
 
-def start_vectors(table: Tensor, length: int, start: str, seed: int, spread: float = 0.02) -> Tensor:
+def start_vectors(table: Tensor, length: int, start: str | Sequence[int], seed: int, spread: float = 0.02) -> Tensor:
     """``[length, width]``: rows of ``table`` drawn at random, or Gaussian noise."""
-    if start not in ("vocabulary", "normal"):
-        raise UserError("start", start, ("vocabulary", "normal"))
+    if isinstance(start, str) and start not in ("vocabulary", "normal"):
+        raise UserError("start", start, "vocabulary, normal, or tokens to draw from")
     generator = torch.Generator().manual_seed(seed)
     if start == "normal":
         return torch.randn(length, table.shape[1], generator=generator) * spread
-    rows = torch.randint(len(table), (length,), generator=generator)
-    return table.detach()[rows].float().clone().cpu()
+    tokens = torch.arange(len(table)) if isinstance(start, str) else torch.tensor(list(start))
+    rows = tokens[torch.randint(len(tokens), (length,), generator=generator)]
+    return table.detach().cpu()[rows].float().clone()

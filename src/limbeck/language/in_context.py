@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from limbeck.data.split import Split
 from limbeck.errors import UserError
 from limbeck.language.sequences import pad_rows, positions
 from limbeck.signals import Batch
@@ -114,11 +115,31 @@ def in_context_batch(batch: Batch) -> dict[str, Any]:
     """Transform of a loader: columns of :class:`InContext` get ``target`` and ``mask`` of their answers.
 
     Contexts lose the padding that all of them share; texts keep their width, which cached signals have too. The view
-    seed goes, since nothing is drawn: a cache holds the same signals for every epoch.
+    seed goes, since nothing is drawn: a cache holds the same signals for every epoch. Samples may be :func:`grouped`.
     """
-    given = InContext.of(batch["input"])
+    columns, ids = batch["input"], batch["id"]
+    if columns["text"].dim() == 3:
+        ids = (ids[:, None] + torch.arange(columns["text"].shape[1])).flatten()
+        columns = {name: value.flatten(0, 1) for name, value in columns.items()}
+    given = InContext.of(columns)
     made = given.cut(given.context_mask.any(0), given.text.shape[1]).batch()
-    return {**{key: value for key, value in batch.items() if key != "view"}, **made}
+    return {**{key: value for key, value in batch.items() if key not in ("view", "target")}, "id": ids, **made}
+
+
+def grouped(samples: Split, size: int) -> dict[str, Any]:
+    """Samples for a loader of which ``size`` in a row, with one context, always come in the same batch: then a
+    compressor reads that context once. :func:`in_context_batch` takes the groups apart.
+
+    Raises:
+        UserError: rows of a group differ in their context, or their ids do not count up.
+    """
+    if len(samples) % size:
+        raise UserError("size", size, f"a divisor of the {len(samples)} samples")
+    columns = {name: value.unflatten(0, (-1, size)) for name, value in samples.input.items()}  # type: ignore[union-attr]
+    first, ids = columns["context"][:, :1], samples.id.view(-1, size)
+    if not bool((columns["context"] == first).all()) or not torch.equal(ids, ids[:, :1] + torch.arange(size)):
+        raise UserError("samples", "groups of unequal contexts or ids", f"{size} rows with one context, ids in a row")
+    return {"input": columns, "id": ids[:, 0].clone()}
 
 
 @dataclass(frozen=True)

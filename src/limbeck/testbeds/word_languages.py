@@ -24,6 +24,7 @@ from limbeck.data.views import view_seeds
 from limbeck.data.word_lists import LANGUAGES, VERSION, hashes, own_words
 from limbeck.errors import require
 from limbeck.language import InContext, full_context_logits, left_aligned, pad_rows
+from limbeck.nn.transfer import keep_layers
 from limbeck.sources import Live, Source
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
 from limbeck.testbeds.recipe import kept_numbers, kept_signals, kept_tensors, kept_weights, seeded
@@ -47,14 +48,16 @@ class Regime:
 
     Attributes:
         about: one line.
-        model, reader: sizes of the frozen model and of the small one. reading: the training of both.
-        again: a second training of the model, on other episodes.
+        model: size of the frozen model. reading, again: its two trainings, on different episodes.
+        reader: size of a small model of another width, with the first of these trainings.
         bounds: of the gate.
         words: of every language; the last fifth of them is for validation and test.
         shots: demonstrations of an episode.
         names: letters to draw from.
         sizes: languages of a training episode; tests ask for two.
         texts, train, validation, test: texts without letters, and episodes.
+        kept: layers of the model that the reader has.
+        queries: of the training episodes, so many in a row about the same demonstrations.
     """
 
     about: str
@@ -68,9 +71,11 @@ class Regime:
     names: int = 4
     sizes: tuple[int, ...] = (2,)
     texts: int = 1024
-    train: int = 2048
+    train: int = 4096
     validation: int = 256
     test: int = 768
+    queries: int = 4
+    kept: int = 3
 
 
 class WordLanguages(Testbed):
@@ -80,7 +85,7 @@ class WordLanguages(Testbed):
     name = "word_languages"
     regimes = {
         "plain": Regime(
-            "a Llama of 4 layers, a reader of 2, and 16 demonstrations",
+            "a Llama of 4 layers, a reader of 3, and 16 demonstrations",
             model=Sizes(128, 4, 4), reader=Sizes(96, 2, 3), reading=Reading(steps=800, learning_rate=3e-3),
             again=Reading(steps=800, seed=1),
             bounds={
@@ -98,7 +103,7 @@ class WordLanguages(Testbed):
     def smoke(regime: Regime) -> Regime:
         """The same regime in seconds: a model that hardly learns."""
         return replace(
-            regime, model=Sizes(16, 2, 2), reader=Sizes(16, 2, 2), reading=Reading(steps=4, batch_size=4),
+            regime, model=Sizes(16, 2, 2), reader=Sizes(8, 2, 2), kept=1, reading=Reading(steps=4, batch_size=4),
             again=Reading(steps=2, batch_size=4), words=200,
             shots=4, texts=32, train=64, validation=8, test=16, bounds={"seen": (0.0, 1.0)},
         )  # fmt: skip
@@ -133,7 +138,7 @@ class WordLanguages(Testbed):
         :meth:`seen_test` too."""
         plan = self.plan
         return Splits(
-            self.episodes("train", plan.train, 5),
+            self.episodes("train", plan.train, 5, queries=plan.queries),
             self.episodes("seen", plan.validation, 1, fresh=True, first=1 << 20),
             self.episodes("held_out", plan.test, 2, fresh=True, first=1 << 21),
         )
@@ -142,21 +147,31 @@ class WordLanguages(Testbed):
         """Pairs of languages that training knows, with words that it does not."""
         return self.episodes("seen", self.plan.test, 3, fresh=True, first=1 << 22)
 
-    def episodes(self, tasks: str, count: int, seed: int, *, fresh: bool = False, first: int = 0) -> Split:
+    def episodes(
+        self, tasks: str, count: int, seed: int, *, fresh: bool = False, first: int = 0, queries: int = 1
+    ) -> Split:
         """Episodes of the tasks ``train``, ``seen`` or ``held_out``.
 
         Args:
             fresh: of the words that are kept for tests. first: id of the first one.
+            queries: so many in a row about the same demonstrations.
         """
-        ids = torch.arange(count) + first
-        drawn, rows = self._drawn(self.tasks[tasks], view_seeds(seed, 0, ids), fresh)
+        ids, shots = torch.arange(count) + first, self.plan.shots
+        views = view_seeds(seed, 0, ids[::queries])
+        drawn, rows = self._drawn(self.tasks[tasks], views, fresh, shots + queries)
         names = drawn.names + FIRST_NAME
-        context = self._joined(rows[:, :-1], names[:, :-1])
-        text, mask = self._query(rows, names)
+        context, known = (
+            part.repeat_interleave(queries, 0) for part in self._joined(rows[:, :shots], names[:, :shots])
+        )
+        # The line ends behind the answer.
+        text = self._pieces(rows[:, shots:], names[:, shots:]).flatten(0, 1)
+        text = torch.where(text == NEWLINE, PAD, text)
+        mask = text != PAD
         answer = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
-        given = InContext(*context, text, mask, answer)
-        candidates = {"candidates": torch.where(drawn.candidates >= 0, drawn.candidates + FIRST_NAME, -1)}
-        return Split({**given.columns(), **candidates}, drawn.names[:, -1], ids)
+        given = InContext(context, known, text, mask, answer)
+        candidates = torch.where(drawn.candidates >= 0, drawn.candidates + FIRST_NAME, -1)
+        columns = {**given.columns(), "candidates": candidates.repeat_interleave(queries, 0)}
+        return Split(columns, drawn.names[:, shots:].flatten(), ids)
 
     def texts(self) -> Split:
         """Words of seen tasks' languages without names: four fifths of a text are context, the rest follows.
@@ -211,8 +226,11 @@ class WordLanguages(Testbed):
         return kept_weights(self.name, self._twice, first, lambda model: self.read(model, plan.model, plan.again))
 
     def student(self, seed: int = 0) -> nn.Module:
-        """A small language model over bytes, trained as the large one was, to read contexts in its place; trainable,
-        the same for every seed."""
+        """The model's first layers, to read contexts in its place; trainable, the same for every seed."""
+        return keep_layers(self.teacher(), range(self.plan.kept)).requires_grad_(True)
+
+    def reader(self) -> nn.Module:
+        """A small language model of its own, narrower than the large one, to read contexts; trainable."""
         plan = self.plan
         made = kept_weights(
             f"{self.name}-reader",
@@ -221,6 +239,11 @@ class WordLanguages(Testbed):
             make=lambda model: self.read(model, plan.reader, plan.reading),
         )
         return made.requires_grad_(True)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Bytes that occur in many texts: letters of both kinds, spaces and line ends."""
+        return [NEWLINE, SPACE, *range(FIRST_NAME, FIRST_NAME + self.plan.names), *range(ord("a"), ord("z") + 1)]
 
     def read(
         self, model: nn.Module, sizes: Sizes, recipe: Reading, log: Callable[[int, float], None] | None = None
@@ -312,13 +335,6 @@ class WordLanguages(Testbed):
         names = torch.full_like(rows, -1) if names is None else names
         tokens = self._pieces(rows, names).flatten(1)
         return left_aligned(tokens, tokens != PAD)
-
-    def _query(self, rows: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
-        """The last word of every episode and its name, as right-padded tokens and mask."""
-        tokens = self._pieces(rows[:, -1:], names[:, -1:])[:, 0]
-        # The line ends behind the answer.
-        tokens = torch.where(tokens == NEWLINE, PAD, tokens)
-        return tokens, tokens != PAD
 
     def _pieces(self, rows: Tensor, names: Tensor) -> Tensor:
         """``[B, n, longest + 3]``: a word's bytes, a space, its name, a line end; without a name only the line end."""

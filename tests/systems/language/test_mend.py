@@ -16,9 +16,10 @@ from limbeck.experiment.base import load_experiment
 from limbeck.language import BehindPrefix, InContext, Prefix, full_context_logits, in_context_batch
 from limbeck.signals import SparseLogits
 from limbeck.sources import Live, Source, Table
+from limbeck.systems.language.mend.arms import Way
 from limbeck.systems.language.mend.method import DemonstrationClassifier, compressor, finetuning, mend, pretraining
 from limbeck.systems.language.mend.smollm2 import Predicted, as_contexts
-from limbeck.systems.language.mend.word_languages import Way, WordLanguages, demonstrations, shortened
+from limbeck.systems.language.mend.word_languages import WordLanguages, demonstrations, shortened
 
 transformers = pytest.importorskip("transformers")
 WHERE = "limbeck.systems.language.mend.experiment"
@@ -161,4 +162,5 @@ def test_arms_differ_as_they_say_and_cost_what_they_say() -> None:
     assert full["position_share"] == full["flops_share"] == 1.0
     assert none["position_share"] < two["position_share"] < 1.0
     assert method["position_share"] == found.run("prompt", 0).metrics["position_share"]
-    assert found.run("mend-2", 0).metrics["position_share"] < method["position_share"]
+    lengths = load_experiment(f"{WHERE}:lengths", "smoke")
+    assert lengths.run("mend-2", 0).metrics["position_share"] < method["position_share"]

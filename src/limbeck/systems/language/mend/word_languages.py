@@ -8,7 +8,6 @@ seed 100, on validation episodes of seen languages.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +19,7 @@ from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
 from limbeck.data.views import uniform, view_seeds
 from limbeck.engine import run_program
-from limbeck.experiment import Arm, Claim, Experiment, Outcome
+from limbeck.experiment import Experiment, Outcome
 from limbeck.experiment.pictures import scatter
 from limbeck.language import (
     BehindPrefix,
@@ -28,6 +27,7 @@ from limbeck.language import (
     Prefix,
     SharedPrompt,
     full_context_logits,
+    grouped,
     in_context_batch,
     pad_rows,
     prefixed_logits,
@@ -37,72 +37,8 @@ from limbeck.measure import count_flops, latency
 from limbeck.objectives import CrossEntropy, Objective
 from limbeck.testbeds.word_languages import FIRST_NAME, NEWLINE, answer_rows
 
+from .arms import ARMS, BOTH, CE, CLAIMS, HELD, KL, LENGTH_CLAIMS, LENGTHS, Way
 from .method import compressor, finetuning, mend, pretraining
-
-KL, CE, BOTH = "kl", "ce", "both"
-
-
-@dataclass(frozen=True)
-class Way:
-    """How an arm puts demonstrations before the model.
-
-    Attributes:
-        kind: ``vectors`` of a compressor, one ``prompt`` for all tasks, or the demonstrations' ``tokens``.
-        length: vectors. shots: demonstrations that are left, for tokens. balanced: one of every language.
-        first, second: what the stages minimise (``kl``, ``ce``, ``both``); None leaves a stage out.
-        longer: give the steps of the stage that is left out to the other.
-        swapped: the teacher reads another episode's demonstrations.
-    """
-
-    kind: str = "vectors"
-    length: int = 8
-    shots: int = 16
-    balanced: bool = False
-    first: str | None = KL
-    second: str | None = BOTH
-    longer: bool = False
-    swapped: bool = False
-
-
-ARMS = {
-    "zero-shot": Arm(Way("tokens", shots=0), "no demonstrations", "none"),
-    "icl": Arm(Way("tokens"), "all 16 demonstrations as tokens: the teacher", "rival"),
-    "demos-2": Arm(Way("tokens", shots=2), "two demonstrations at random as tokens", "rival"),
-    "demos-2-each": Arm(Way("tokens", shots=2, balanced=True), "one demonstration of each language as tokens", "rival"),
-    "prompt": Arm(Way("prompt", first=None, second=CE, longer=True), "8 vectors for all tasks: prompt tuning", "rival"),
-    "mend": Arm(Way(), "both stages, 8 vectors"),
-    "no-stage-1": Arm(Way(first=None), "fine-tuning alone, of the same length", "ablation"),
-    "stage-2-longer": Arm(Way(first=None, longer=True), "fine-tuning alone, as many steps as both stages", "control"),
-    "kl-only": Arm(Way(second=KL), "both stages with the KL alone", "ablation"),
-    "ce-only": Arm(Way(first=CE, second=CE), "both stages with cross-entropy alone: no distillation", "ablation"),
-    "swapped": Arm(Way(swapped=True), "the teacher reads another episode's demonstrations", "control"),
-    "mend-2": Arm(Way(length=2), "2 vectors", "ablation"),
-    "mend-4": Arm(Way(length=4), "4 vectors", "ablation"),
-    "mend-16": Arm(Way(length=16), "16 vectors", "ablation"),
-}
-ABSTRACT, RECALLED, SHEET = "[abstract]", "[recalled] ablation", "the project's sheet"
-HELD, KLD = "accuracy", "kl"
-CLAIMS = [
-    Claim("8 vectors come within 6 points of 16 demonstrations as tokens", "mend", "icl", HELD, -0.06, "higher", SHEET),
-    Claim("8 vectors match 16 demonstrations as tokens", "mend", "icl", HELD, -0.02, "higher", ABSTRACT),
-    Claim("On seen languages 8 vectors come within 6 points", "mend", "icl", "accuracy_seen", -0.06, "higher", SHEET),
-    Claim("The vectors carry the task: better than no demonstrations", "mend", "zero-shot", HELD, 0.1, "higher", SHEET),
-    Claim("A prompt shared by all tasks cannot do it", "mend", "prompt", HELD, 0.1, "higher", SHEET),
-    Claim("Far above two demonstrations at random", "mend", "demos-2", HELD, 0.05, "higher", SHEET),
-    Claim("Above one demonstration of each language", "mend", "demos-2-each", HELD, 0.0, "higher", SHEET),
-    Claim("The distillation term adds at least a point", "mend", "ce-only", HELD, 0.01, "higher", RECALLED),
-    Claim("On seen languages it adds at least a point", "mend", "ce-only", "accuracy_seen", 0.01, "higher", RECALLED),
-    Claim("With it the model says more of what it said before", "mend", "ce-only", KLD, 0.0, "lower", RECALLED),
-    Claim("The pre-training stage adds at least a point", "mend", "no-stage-1", HELD, 0.01, "higher", RECALLED),
-    Claim("It beats as many steps of fine-tuning alone", "mend", "stage-2-longer", HELD, 0.0, "higher", "control"),
-    Claim("The cross-entropy adds to the KL", "mend", "kl-only", HELD, 0.0, "higher", RECALLED),
-    Claim("The teacher must have read these demonstrations", "mend", "swapped", HELD, 0.0, "higher", "control"),
-    Claim("2 vectors are too few", "mend", "mend-2", HELD, 0.0, "higher", SHEET),
-    Claim("16 vectors are better than 8", "mend-16", "mend", HELD, 0.0, "higher", SHEET),
-    Claim(
-        "A query costs less than an eighth of the positions", "mend", "icl", "position_share", 0.875, "lower", ABSTRACT
-    ),
-]
 
 
 class WordLanguages(Experiment):
@@ -115,15 +51,18 @@ class WordLanguages(Experiment):
     arms = ARMS
     claims = CLAIMS
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
-    steps = {"smoke": (4, 4), "full": (60, 120)}
+    steps = {"smoke": (4, 4), "full": (40, 660)}
     batch_size = {"smoke": 4, "full": 16}
-    rates = (1e-3, 1e-3)
+    rates = (2e-3, 2e-3)
 
     def prepare(self) -> dict[str, Any]:
         """The language model, the small reader, the teacher's answers and the gate."""
+        self.bed.reader()
         for part in (self.bed.texts(), self.bed.splits().train):
             self.bed.signals(part)
             self.bed.signals(part, swapped=True)
+        for part in (self.bed.splits().test, self.bed.seen_test()):
+            self.bed.signals(part)
         return {
             "gate": self.bed.gate().as_dict(),
             "data": self.bed.data_hashes(),
@@ -146,7 +85,7 @@ class WordLanguages(Experiment):
         metrics |= {f"{name}_seen": value for name, value in self.judge(way, model, student, seen, seed)[0].items()}
         spent, latency_ms = self.cost(way, model, student, test, seed)
         pictures = {}
-        if seed == 0 and arm in ("mend", "ce-only", "prompt"):
+        if seed == 0 and arm in ("mend", "ce-only", "prompt") and student is not None:
             points = (wanted[:300].exp().tolist(), said[:300].exp().tolist())
             pictures["Probability of the right letter"] = scatter(
                 {arm: points}, x_label="with 16 demonstrations", y_label="behind 8 vectors",
@@ -158,22 +97,24 @@ class WordLanguages(Experiment):
     def train(self, way: Way, model: nn.Module, seed: int) -> tuple[nn.Module, dict[str, list[float]]]:
         """A compressor, or a shared prompt, through the stages of its arm."""
         texts, episodes = self.bed.texts(), self.bed.splits().train
+        size, together = self.batch_size[self.size], self.bed.plan.queries
         loaders = [
-            TensorLoader(part, self.batch_size[self.size], seed=seed, drop_last=True, transform=in_context_batch)
-            for part in (texts, episodes)
+            TensorLoader(part, count, seed=seed, drop_last=True, transform=in_context_batch)
+            for part, count in ((texts, size), (grouped(episodes, together), size // together))
         ]
         steps, left_out = self.steps[self.size], way.first is None
         phases = mend(
             model, None if left_out else loaders[0], loaders[1],
-            steps=(steps[0], sum(steps) if way.longer else steps[1]), rates=self.rates,
+            steps=(steps[0], sum(steps) if left_out else steps[1]), rates=self.rates,
             teachers=(self.bed.signals(texts, way.swapped), self.bed.signals(episodes, way.swapped)),
-            first=self.objective(way.first or KL), second=self.objective(way.second or BOTH),
+            first=self.objective(way.first or KL), second=self.objective(way.second),
         )  # fmt: skip
         if way.kind == "prompt":
             table = model.get_input_embeddings().weight  # type: ignore[operator]
-            student: nn.Module = SharedPrompt(table, way.length, seed=seed)
+            student: nn.Module = SharedPrompt(table, way.length, start=self.bed.tokens, seed=seed)
         else:
-            student = compressor(model, self.bed.student(), way.length, limit=None, seed=seed)
+            reader = self.bed.reader() if way.own else self.bed.student()
+            student = compressor(model, reader, way.length, limit=None, start=self.bed.tokens, seed=seed)
         history = run_program(student, phases, seed=seed, accelerator="cpu", log_every=10, gradient_clip=1.0)
         curves = {
             f"{phase}_{name}": found.curve(name)["y"]
@@ -276,3 +217,12 @@ def demonstrations(tokens: list[int]) -> list[list[int]]:
     """Lines, each with its end."""
     ends = [place + 1 for place, token in enumerate(tokens) if token == NEWLINE]
     return [tokens[start:end] for start, end in zip([0, *ends], ends)]
+
+
+class Lengths(WordLanguages):
+    """How many vectors."""
+
+    name = "lengths"
+    title = "Demonstrations as 2 to 16 vectors"
+    arms = LENGTHS
+    claims = LENGTH_CLAIMS
