@@ -191,11 +191,12 @@ class WordLanguages(Testbed):
         """What the teacher says at the tokens of a split's texts, asked for once and kept.
 
         Args:
-            swapped: behind the context of the split's next sample.
+            swapped: behind the context of another group of the split's samples.
         """
         given = InContext.of(split.input)  # type: ignore[arg-type]
         if swapped:
-            given = replace(given, context=given.context.roll(1, 0), context_mask=given.context_mask.roll(1, 0))
+            moved = {name: getattr(given, name).roll(self.plan.queries, 0) for name in ("context", "context_mask")}
+            given = replace(given, **moved)
         batches = Split(given.columns(), None, split.id).batches(64)
         content = {"data": fingerprint_tensors(given.columns())}
         source = Live(self.teacher(), forward=full_context_logits)
