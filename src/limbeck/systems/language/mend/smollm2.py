@@ -63,7 +63,7 @@ class SmolLM2(Experiment):
     arms = ARMS
     claims = CLAIMS
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
-    steps = {"smoke": 4, "full": 24}
+    steps = {"smoke": 4, "full": 16}
     length = 8
 
     def prepare(self) -> dict[str, Any]:

@@ -51,9 +51,9 @@ class WordLanguages(Experiment):
     arms = ARMS
     claims = CLAIMS
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
-    steps = {"smoke": (4, 4), "full": (40, 660)}
+    steps = {"smoke": (4, 4), "full": (40, 600)}
     batch_size = {"smoke": 4, "full": 16}
-    rates = (2e-3, 2e-3)
+    rates = (1e-3, 1e-3)
 
     def prepare(self) -> dict[str, Any]:
         """The language model, the small reader, the teacher's answers and the gate."""
