@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Small networks are fastest on one thread, and tests run side by side.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test check lint bench docs data chromium clean
+.PHONY: demo test check lint bench docs data chromium llama clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
@@ -31,6 +31,10 @@ data: $(READY)
 chromium:
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q chromium; }
 
+# A real llama-cpp-python server, for the tests of remote teachers; a minute, once.
+llama: $(READY)
+	$(BIN)/python tools/llama_server.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,7 +46,7 @@ lint: $(READY)
 check: lint data
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test: lint data chromium
+test: lint data chromium llama
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2
 
 bench: $(READY) data

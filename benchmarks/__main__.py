@@ -7,7 +7,14 @@ import sys
 from pathlib import Path
 
 HOME = Path(__file__).parent
-SCRIPTS = ("training_step", "cached_training", "vocabulary_loss", "torchdistill_loop")
+SCRIPTS = (
+    "training_step",
+    "cached_training",
+    "cache_frontier",
+    "vocabulary_loss",
+    "torchdistill_loop",
+    "on_policy_step",
+)
 
 
 def main() -> None:

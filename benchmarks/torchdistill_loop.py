@@ -28,17 +28,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
-import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -47,6 +43,7 @@ from lightning.pytorch.callbacks import Callback
 from pairs import check, measure_pair, write_result
 from torch import Tensor, nn
 from torch.utils.data import Sampler, TensorDataset
+from venvs import borrowing_venv, run_inside
 
 from limbeck.data.loaders import TensorLoader
 from limbeck.engine import Distiller, OptimizerSettings, fit
@@ -55,7 +52,6 @@ from limbeck.objectives import KL, CrossEntropy
 from limbeck.sources import Live
 
 TORCHDISTILL = "1.1.5"
-HOME = Path(__file__).resolve().parent.parent / "build" / "torchdistill-venv"
 SKIPPED, CLASSES, TEMPERATURE, HARD = 4, 10, 4.0, 0.1
 # The names of torchvision that torchdistill mentions while it is imported.
 NAMES = {
@@ -288,21 +284,6 @@ def compare(quick: bool) -> None:
         sys.exit("a target was missed")
 
 
-def prepare() -> Path:
-    """The Python of a venv that has torchdistill and borrows everything else from this one."""
-    python = HOME / "bin" / "python"
-    site = next(Path(path) for path in sys.path if path.endswith("site-packages"))
-    inner = HOME / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    if not (inner / f"torchdistill-{TORCHDISTILL}.dist-info").exists():
-        venv.create(HOME, clear=True, symlinks=True)
-        # A line that begins with import is run; addsitedir also finds packages that are installed for editing.
-        (inner / "borrowed.pth").write_text(f"import site; site.addsitedir({str(site)!r})\n", encoding="utf-8")
-        # Without its dependencies: numpy, scipy and pyyaml are borrowed, a bare torch must not come.
-        asked = [f"torchdistill=={TORCHDISTILL}", "--no-deps", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", *asked], check=True)
-    return python
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few repeats, to try the script; writes no result")
@@ -311,8 +292,8 @@ def main() -> None:
     if arguments.inside:
         compare(arguments.quick)
         return
-    command = [str(prepare()), __file__, "--inside", *(["--quick"] if arguments.quick else [])]
-    sys.exit(subprocess.run(command, check=False, env={**os.environ, "PYTHONWARNINGS": "ignore"}).returncode)
+    given = ["--inside", *(["--quick"] if arguments.quick else [])]
+    sys.exit(run_inside(borrowing_venv("torchdistill", TORCHDISTILL), __file__, given))
 
 
 if __name__ == "__main__":

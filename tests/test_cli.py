@@ -84,9 +84,14 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["run", "pld", "--check", "--smoke"], "check: given the smoke size; allowed"),
         (["run", "pld", "--launcher", "slurm"], "launcher: given slurm; allowed: local, ray"),
         (["cache", "--teacher", "hf:t"], "data: given an empty value"),
+        (["cache", "look", "x"], "action: given look; allowed: write, show, verify, merge, recode"),
+        (["cache", "show"], "folders: given none; allowed: limbeck cache show DIR"),
+        (["cache", "verify", "nowhere"], "cache: given nowhere; allowed: an existing cache folder"),
+        (["cache", "recode", "a"], "out: given an empty value"),
+        (["cache", "merge", "nowhere"], "a cache with parts, or other caches"),
         (["distill"], "teacher: given an empty value"),
         ([*JOB, "stray"], "command line: given stray"),
-        ([*JOB, "--epoch", "3"], "option of limbeck distill: given epoch; allowed: 37 names, the nearest are epochs"),
+        ([*JOB, "--epoch", "3"], "option of limbeck distill: given epoch; allowed: 43 names, the nearest are epochs"),
         ([*JOB, "--epochs"], "epochs: given an empty value; allowed: a value"),
         ([*JOB, "--epochs", "three"], "epochs: given three; allowed: a whole number"),
         ([*JOB, "--epochs", "0"], "epochs: given 0; allowed: 1 or more"),
@@ -150,7 +155,7 @@ def test_a_file_of_settings_and_options_that_overrule_it(job: list[Settings], tm
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("epoch: 3\n", "given epoch; allowed: 35 names, the nearest are epochs"),
+        ("epoch: 3\n", "given epoch; allowed: 41 names, the nearest are epochs"),
         ("epochs: three\n", "epochs: given three; allowed: a whole number"),
         ("- epochs\n", "allowed: lines of KEY: VALUE; the file holds a list"),
         ("", "the file holds nothing"),
@@ -223,3 +228,26 @@ def test_a_full_disk_and_an_interruption_outside_of_training(
     monkeypatch.setattr("limbeck.job.run.run", stopped)
     assert main(JOB) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_cache_is_shown_verified_recoded_and_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from limbeck.cache import CacheWriter
+
+    for part in (0, 1):
+        ids = torch.arange(10) + 10 * part
+        with CacheWriter(tmp_path / "a", {"teacher": "t"}, "float32", part=(part, 2)) as writer:
+            writer.write(ids, {"logits": torch.randn(10, 30)})
+            writer.finish()
+    for words, expected in (
+        (["verify", "a"], {"shards": 2, "intact": True}),
+        (["merge", "a"], {"samples": 20, "parts": 0, "complete": True}),
+        (["recode", "a", "--out", str(tmp_path / "b"), "--codec", "packed:8"], {"samples": 20}),
+        (["show", "b"], {"samples": 20, "complete": True}),
+    ):
+        assert main(["cache", words[0], str(tmp_path / words[1]), *words[2:]]) == 0
+        assert expected.items() <= json.loads(capsys.readouterr().out).items()
+    next((tmp_path / "b").glob("*.safetensors")).write_bytes(b"torn")
+    assert main(["cache", "verify", str(tmp_path / "b")]) == 2
+    assert "4 bytes instead of" in capsys.readouterr().err

@@ -15,6 +15,8 @@ from jsonargparse import ArgumentParser
 from limbeck.errors import UserError, first_line
 
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+#: Options that may be given again; references hold commas of their own.
+SEVERAL = ("teacher",)
 _GIVEN = re.compile(r"(?:Got value|Given value): (.*)")
 _CHOICES = re.compile(r"Literal\[([^\]]*)\]")
 
@@ -57,6 +59,9 @@ def normalised(arguments: Sequence[str], kinds: Mapping[str, str], command: str)
             positional.append(value)
         elif name in given and kinds[name].startswith(("list", "dict")):
             given[name] += f",{value}"
+        elif name in given and name in SEVERAL:
+            before = given[name]
+            given[name] = json.dumps([*(json.loads(before) if before.startswith("[") else [before]), value])
         else:
             given[name] = value
     filed = _of_file(given.pop("config"), kinds, command) if "config" in given else {}

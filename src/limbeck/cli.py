@@ -155,21 +155,85 @@ def run(
 
 
 def cache(
-    teacher: str, data: str, out: str, task: str | None = None, codec: str = "float16", allow_py: bool = False
+    teacher: str = "",
+    data: str = "",
+    out: str = "",
+    task: str | None = None,
+    signals: Literal["cache", "hidden"] = "cache",
+    codec: str | None = None,
+    columns: dict[str, str] | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    teacher_precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    seed: int = 0,
+    writers: int = 1,
+    part: str | None = None,
+    allow_py: bool = False,
+    action: str = "write",
+    folders: Sequence[str] = (),
 ) -> None:
-    """Ask a teacher about every training sample once and keep its signals on disk.
+    """Ask a teacher about every training sample once and keep its signals on disk; or look after such a cache.
 
     Args:
         teacher: hf:, timm:, pt2: or py: reference.
         data: folder:, parquet:, csv:, jsonl:, hf:, testbed: or py: reference.
-        out: folder of the cache; a cache that was cut goes on.
-        task: classification, regression, embedding or features.
-        codec: float32, float16, int8 or topk:K.
+        out: folder of the cache; a cache that was cut goes on. For recode, of the new one.
+        task: classification, regression, embedding, features or causal-lm.
+        signals: what the task needs, or of causal-lm the hidden states under the teacher's head.
+        codec: float32, float16, int8, topk:K, packed:K, mass:P:K or above:P:K (above:0.0008:128 for causal-lm, else
+            float16).
+        columns: columns of a table, such as text=body.
+        max_length: longest text in tokens.
+        batch_size: samples that the teacher is asked about at once.
+        teacher_precision: bfloat16 halves the teacher's time where the processor supports it.
+        seed: of the split into training and held-out samples; distill has to use the same.
+        writers: processes of this machine that write side by side, each with a teacher of its own.
+        part: NUMBER/WRITERS, such as 0/4: this writer's share, where others write theirs elsewhere (then merge DIR).
         allow_py: let py: references run code.
+        action: write; show or verify DIR; merge DIR (its parts) or merge DIR OTHER ...; recode DIR.
+        folders: of the caches, for all but write.
     """
+    if action != "write":
+        _print_json(_look_after(action, list(folders), codec or "float16", out))
+        return
+    for name, value in (("teacher", teacher), ("data", data), ("out", out)):
+        if not value:
+            raise UserError(name, "", "limbeck cache --teacher REF --data REF --out DIR, or limbeck cache show DIR")
+    from limbeck.job.settings import Settings
     from limbeck.job.signals import write_signals
 
-    _print_json(write_signals(teacher, data, Path(out), task=task, codec=codec, allow_py=allow_py))
+    settings = Settings(
+        teacher, teacher, data, out, task=task, signals=signals, codec=codec, columns=columns or {},
+        max_length=max_length, batch_size=batch_size, teacher_precision=teacher_precision, seed=seed, allow_py=allow_py,
+    )  # fmt: skip
+    _print_json(write_signals(settings, writers=writers, part=_part(part)))
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    number, _, writers = text.partition("/")
+    if not (number.isdigit() and writers.isdigit()) or int(number) >= int(writers):
+        raise UserError("part", text, "NUMBER/WRITERS with a number from 0, such as 0/4")
+    return int(number), int(writers)
+
+
+def _look_after(action: str, folders: list[str], codec: str, out: str) -> dict[str, Any]:
+    from limbeck.cache import tools
+
+    if not folders or (len(folders) > 1 and action != "merge"):
+        raise UserError("folders", folders or "none", f"limbeck cache {action} DIR")
+    first = folders[0]
+    if action == "verify":
+        return tools.verify(first)
+    if action == "merge":
+        tools.merge(first, folders[1:])
+    elif action == "recode":
+        if not out:
+            raise UserError("out", "", "the folder of the new cache")
+        tools.recode(first, out, codec)
+        return tools.show(out)
+    return tools.show(first)
 
 
 def export(run: str, to: Literal["onnx", "pt2"] = "onnx", out: str | None = None, allow_py: bool = False) -> None:
@@ -314,10 +378,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 _USAGE = {
     "show": "SLUG ", "run": "SLUG ", "new": "SLUG FAMILY ", "export": "RUN ", "measure": "RUN ", "report": "RUN ",
     "site": "OUT ",
-    "cache": "--teacher REF --data REF --out DIR ", "data": "[list | get | verify] [NAME ...] ",
+    "cache": "(--teacher REF --data REF --out DIR | show | verify | merge | recode) [DIR ...] ",
+    "data": "[list | get | verify] [NAME ...] ",
 }  # fmt: skip
-_DATA_ACTIONS = ("list", "get", "verify")
-_BY_HAND: set[str | int] = {"action", "names"}
+_ACTIONS = {"data": ("list", "get", "verify"), "cache": ("write", "show", "verify", "merge", "recode")}
+_BY_HAND: set[str | int] = {"action", "names", "folders"}
 
 
 def parser() -> Any:
@@ -338,9 +403,13 @@ def parser() -> Any:
     commands.add_subcommand("distill", job, help=about)
     for name, function in COMMANDS.items():
         sub = Parser(usage=f"limbeck {name} {_USAGE.get(name, '')}[options]")
-        if name == "data":
-            sub.add_argument("action", nargs="?", choices=_DATA_ACTIONS, default="list", help="what to do")
-            sub.add_argument("names", nargs="*", help="which artefacts, for get and verify")
+        if name in _ACTIONS:
+            actions = _ACTIONS[name]
+            sub.add_argument("action", nargs="?", choices=actions, default=actions[0], help="what to do")
+            objects = {"data": ("names", "which artefacts, for get and verify"), "cache": ("folders", "of caches")}[
+                name
+            ]
+            sub.add_argument(objects[0], nargs="*", help=objects[1])
         sub.add_function_arguments(function, None, as_positional=name != "cache", skip=_BY_HAND)
         commands.add_subcommand(name, sub, help=(function.__doc__ or "").partition("\n")[0])
     return top

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from limbeck.errors import UserError
 
@@ -50,12 +51,67 @@ class SparseLogits:
         dense = spread.unsqueeze(-1).expand(*spread.shape, self.size).clone()
         return dense.scatter(-1, self.indices, self.values)
 
+    def top(self, k: int) -> SparseLogits:
+        """The ``k`` largest of those that are kept, with the others in the rest."""
+        kept, order = self.values.topk(k, dim=-1)
+        indices = self.indices.gather(-1, order)
+        if k == self.values.shape[-1]:
+            return SparseLogits(kept, indices, self.rest, self.size)
+        dropped = self.values.scatter(-1, order, -torch.inf).logsumexp(-1)
+        return SparseLogits(kept, indices, torch.logaddexp(self.rest, dropped), self.size)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> SparseLogits:
         """Apply ``function`` (an index, a move) to the three tensors."""
         return SparseLogits(function(self.values), function(self.indices), function(self.rest), self.size)
 
 
-Signals = Mapping[str, Tensor | SparseLogits]
+@dataclass(frozen=True)
+class HeadLogits:
+    """Logits that are not multiplied out: the hidden states that a linear head is given, and the head.
+
+    ``logits = cap(scale * (hidden W^T + b))``, ``cap(z) = c tanh(z / c)`` (Gemma) or the identity.
+
+    Losses over a large vocabulary work on this form a few rows at a time, so that the largest tensor of a language
+    model's training never exists whole; :meth:`to_dense` makes it for everything else.
+
+    Attributes:
+        hidden: ``[..., width]``, behind the last normalisation: what the head's matrix is multiplied with.
+        weight, bias: ``[size, width]`` and ``[size]`` or None.
+        scale: factor of the logits (Cohere; Granite's divisor as its inverse).
+        cap: c, or None.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the logits."""
+        return torch.Size((*self.hidden.shape[:-1], len(self.weight)))
+
+    def finish(self, product: Tensor) -> Tensor:
+        """Scale and cap ``hidden W^T + b``."""
+        product = product if self.scale == 1 else product * self.scale
+        return product if self.cap is None else torch.tanh(product / self.cap) * self.cap
+
+    def to_dense(self) -> Tensor:
+        """The logits ``[..., size]``."""
+        return self.finish(functional.linear(self.hidden, self.weight, self.bias))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> HeadLogits:
+        """Apply ``function`` (an index of rows) to the hidden states; the head has no rows of the batch."""
+        return replace(self, hidden=function(self.hidden))
+
+    def map_all(self, function: Callable[[Tensor], Tensor]) -> HeadLogits:
+        """Apply ``function`` (a move, a detachment) to hidden states and head."""
+        bias = None if self.bias is None else function(self.bias)
+        return replace(self, hidden=function(self.hidden), weight=function(self.weight), bias=bias)
+
+
+Signals = Mapping[str, Tensor | SparseLogits | HeadLogits]
 Batch = Mapping[str, Any]
 Forward = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
@@ -111,17 +167,28 @@ def pick(signals: Signals, names: Iterable[str], role: str) -> dict[str, Any]:
 def dense(signals: Signals, name: str) -> Tensor:
     """A signal as a tensor; top-k logits are refused, since most losses would read them as whole ones."""
     value = signals[name]
+    if isinstance(value, HeadLogits):
+        return value.to_dense()
     if isinstance(value, SparseLogits):
         raise UserError(f"signal {name}", f"top-{value.values.shape[-1]} of {value.size}", "a dense signal")
     return value
 
 
+def dense_or_sparse(signals: Signals, name: str) -> Tensor | SparseLogits:
+    """A signal for a loss that takes whole logits or the largest ones; a head is multiplied out."""
+    value = signals[name]
+    return value.to_dense() if isinstance(value, HeadLogits) else value
+
+
 def detach(signals: Signals) -> dict[str, Any]:
     """The same signals without their graph."""
-    return {
-        name: value.map(Tensor.detach) if isinstance(value, SparseLogits) else value.detach()
-        for name, value in signals.items()
-    }
+    return {name: _detached(value) for name, value in signals.items()}
+
+
+def _detached(value: Tensor | SparseLogits | HeadLogits) -> Tensor | SparseLogits | HeadLogits:
+    if isinstance(value, HeadLogits):
+        return value.map_all(Tensor.detach)
+    return value.map(Tensor.detach) if isinstance(value, SparseLogits) else value.detach()
 
 
 def move(value: Any, device: torch.device | str) -> Any:
@@ -130,6 +197,8 @@ def move(value: Any, device: torch.device | str) -> Any:
         return value.to(device, non_blocking=True)
     if isinstance(value, SparseLogits):
         return value.map(lambda tensor: tensor.to(device, non_blocking=True))
+    if isinstance(value, HeadLogits):
+        return value.map_all(lambda tensor: tensor.to(device, non_blocking=True))
     if isinstance(value, Mapping):
         return {key: move(item, device) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

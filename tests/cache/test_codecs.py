@@ -7,7 +7,7 @@ from limbeck.cache.codecs import codec
 from limbeck.errors import UserError
 from limbeck.signals import SparseLogits
 
-DENSE = ["exact", "float32", "float16", "bfloat16", "int8"]
+DENSE = ["exact", "float32", "float16", "bfloat16", "int8", "int4"]
 
 
 def signals() -> dict[str, torch.Tensor]:
@@ -40,7 +40,7 @@ def test_round_trip_stays_within_the_stated_bound(name: str, kind: str) -> None:
     assert bool((error <= chosen.bound(value)).all()), (error.max(), chosen.bound(value).min())
 
 
-@pytest.mark.parametrize(("name", "share"), [("float16", 0.5), ("bfloat16", 0.5), ("int8", 0.5)])
+@pytest.mark.parametrize(("name", "share"), [("float16", 0.5), ("bfloat16", 0.5), ("int8", 0.5), ("int4", 0.5)])
 def test_the_bound_is_not_idle(name: str, share: float) -> None:
     value = torch.randn(500, 64, generator=torch.Generator().manual_seed(1))
     chosen = codec(name)

@@ -6,9 +6,13 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+
+from tests.models.tiny import save_chat_llama
 
 WORDS = ["good", "great", "fine", "lovely", "bad", "awful", "poor", "sad", "film", "book", "tale", "plot"]
 
@@ -83,3 +87,25 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     GPT2LMHeadModel(config).save_pretrained(folder)
     _tokenizer().save_pretrained(folder)  # type: ignore[attr-defined]
     return folder
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of four layers with random weights, tied embeddings and a chat template."""
+    return save_chat_llama(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="session")
+def chat_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Conversations of one to three turns about animals, each with the name of a teacher."""
+    path, draw = tmp_path_factory.mktemp("chats") / "chat.parquet", np.random.default_rng(0)
+    rows = []
+    for number in range(48):
+        turns = []
+        for _ in range(draw.integers(1, 4)):
+            animal, does = [("cat", "sleeps"), ("dog", "runs"), ("bird", "sings")][draw.integers(0, 3)]
+            turns.append({"role": "user", "content": f"what does the {animal} {number}"})
+            turns.append({"role": "assistant", "content": f"the {animal} {does}"})
+        rows.append({"messages": turns, "by": "ab"[number % 2]})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path

@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Callback
 
 from limbeck.data.loaders import TensorLoader
 from limbeck.engine import fit
-from limbeck.errors import UserError
 from limbeck.language import (
     Decoding,
     OnPolicy,
@@ -23,7 +22,7 @@ from limbeck.language import (
     answer_logits,
 )
 from limbeck.losses import cross_entropy
-from limbeck.objectives import KL, ClippedKL, DataCrossEntropy, SpanProduct
+from limbeck.objectives import ClippedKL, DataCrossEntropy, SpanProduct
 from limbeck.systems.language.multi_granularity.identities import END, PAD, network, texts
 
 DECODING = Decoding(6, END, PAD)
@@ -102,10 +101,3 @@ def test_resumes_bit_for_bit_with_its_buffer(tmp_path: Path) -> None:
     fit(again, loader(), steps=7, accelerator="cpu", out=tmp_path, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-
-
-def test_refuses_another_vocabulary() -> None:
-    other = network()
-    other.config.vocab_size = 50  # type: ignore[union-attr]
-    with pytest.raises(UserError, match="tokenizer"):
-        SequenceDistiller(network(), KL(), other)

@@ -455,3 +455,18 @@ def test_wrong_inputs_name_the_key():
     ):
         with pytest.raises(UserError, match=key):
             call()
+
+
+def test_a_teacher_that_gives_logits() -> None:
+    generator = torch.Generator().manual_seed(3)
+    hidden, weight, logits = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((5, 4), (7, 4), (5, 7))
+    )
+    hidden.requires_grad_()
+    found = vocabulary.linear_divergence(hidden, weight, logits, None, chunk=2)
+    (gradient,) = torch.autograd.grad(found, hidden)
+    want = divergences.forward_kl(hidden @ weight.T, logits)
+    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(gradient, torch.autograd.grad(want, hidden)[0])
+    with pytest.raises(UserError, match="teacher_hidden: given a vocabulary of 6"):
+        vocabulary.linear_divergence(hidden, weight, logits[:, :6], None)

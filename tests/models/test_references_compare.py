@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import random
+
 import pytest
 import torch
+import transformers
+from tokenizers import Tokenizer
 from torch import nn
 
 from limbeck.errors import UserError
 from limbeck.models.compare import compare_labels, compare_tokenizers, match_labels
 from limbeck.models.network import Network
 from limbeck.models.references import load_network
-from tests.models.tiny import TEXTS, WORDS, logits, save_llama, word_tokenizer
+from tests.models.tiny import TEXTS, WORDS, byte_tokenizer, logits, save_llama, word_tokenizer
 
 
 def three(labels=("a", "b", "c")):
@@ -82,6 +87,57 @@ def test_padded_vocabularies_are_cut(tmp_path):
     assert f"compared on the {size} tokens" in compare_tokenizers(teacher, student)
     assert logits(teacher, TEXTS).shape == logits(student, TEXTS).shape
     assert logits(teacher, TEXTS).shape[-1] == size
+
+
+def test_equal_padding_gets_no_mass_either(tmp_path):
+    folder = save_llama(tmp_path, padding=7)
+    teacher, student = load_network(f"hf:{folder}"), load_network(f"hf:{folder}", key="student")
+    size = len(student.tokenizer)
+    assert f"compared on the {size} tokens" in compare_tokenizers(teacher, student)
+    assert logits(teacher, TEXTS).shape[-1] == logits(student, TEXTS).shape[-1] == size
+
+
+def shuffled(tokenizer, seed=0):
+    """The same tokens and rules under other numbers."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    special = {entry["id"] for entry in content["added_tokens"]}
+    words = [token for token, number in content["model"]["vocab"].items() if number not in special]
+    numbers = [content["model"]["vocab"][token] for token in words]
+    random.Random(seed).shuffle(numbers)
+    content["model"]["vocab"].update(zip(words, numbers, strict=True))
+    made = Tokenizer.from_str(json.dumps(content))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token="<unk>")
+
+
+def test_the_same_tokens_under_other_numbers_can_be_translated(tmp_path):
+    folder = save_llama(tmp_path / "a", padding=5)
+    teacher, same = load_network(f"hf:{folder}"), load_network(f"hf:{folder}", key="student")
+    student = Network(same.module, same.forward, tokenizer=shuffled(same.tokenizer))
+    with pytest.raises(UserError, match=r"0 tokens are missing, 0 are new, \d+ have other numbers .*remap=True"):
+        compare_tokenizers(teacher, student)
+    assert "the teacher translates" in compare_tokenizers(teacher, student, remap=True)
+    size = len(same.tokenizer)
+    text = "the quick brown fox"
+    theirs, ours = (torch.tensor([side.tokenizer(text).input_ids]) for side in (same, student))
+    assert not torch.equal(theirs, ours)
+    with torch.no_grad():
+        want = same.forward(same.module, {"input": {"input_ids": theirs}})["logits"]
+        found = teacher.forward(teacher.module, {"input": {"input_ids": ours}})["logits"]
+    assert found.shape[-1] == size
+    # Token for token: what the teacher gives to the student's id is what it gave to its own id of that word.
+    for word, number in student.tokenizer.get_vocab().items():
+        torch.testing.assert_close(found[..., number], want[..., same.tokenizer.get_vocab()[word]])
+
+
+def test_other_vocabularies_name_the_ways_out():
+    with pytest.raises(UserError, match="likelihood_matching or universal_logit_distance"):
+        compare_tokenizers(with_tokenizer(word_tokenizer()), with_tokenizer(byte_tokenizer()))
+
+
+def test_which_markers_differ():
+    other = word_tokenizer()
+    other.sep_token = "[MASK]"
+    assert "templates: sep_token" in compare_tokenizers(with_tokenizer(word_tokenizer()), with_tokenizer(other))
 
 
 def with_tokenizer(tokenizer):

@@ -48,7 +48,7 @@ def test_wrong_layers_name_what_is_allowed(teacher, text):
 
 @pytest.mark.parametrize("reference", ["slice:3", "slice:even:2", "slice:depth=2", "slice:layers=0,width=3"])
 def test_wrong_form(teacher, reference):
-    with pytest.raises(UserError, match="student: .*layers=even:3"):
+    with pytest.raises(UserError, match="student: .*layers=0,2,5, even:3"):
         load_network(reference, key="student", teacher=teacher)
 
 

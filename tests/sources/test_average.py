@@ -40,11 +40,55 @@ def test_probabilities_are_averaged_as_a_mixture_also_with_a_weight_of_zero() ->
         torch.testing.assert_close(mixed.softmax(-1), share * one + (1 - share) * two)
 
 
-def test_sparse_logits_are_spread_before_they_are_averaged() -> None:
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.2, 0.8), (0.0, 1.0)])
+def test_sparse_logits_stay_sparse_and_are_the_mean_of_the_spread_ones(
+    space: str, weights: tuple[float, float]
+) -> None:
+    def sparse(k: int) -> Live:
+        def forward(model: Any, given: Any) -> dict[str, Any]:
+            return {"logits": SparseLogits.from_dense(4 * run_network(model, given)["logits"], k)}
+
+        return Live(Network(k, classes=9), forward=forward)
+
+    one, two = sparse(3), sparse(4)
+    found = Average([one, two], weights, space=space)(batch(), ["logits"])["logits"]
+    assert isinstance(found, SparseLogits)
+    logs = [source(batch(), ["logits"])["logits"].to_dense() for source in (one, two)]
+    shares = torch.tensor(weights) / sum(weights)
+    if space == "probabilities":
+        whole = (shares[0] * logs[0].exp() + shares[1] * logs[1].exp()).log()
+    else:
+        whole = (shares[0] * logs[0] + shares[1] * logs[1]).log_softmax(-1)
+    assert found.values.shape[-1] == 4
+    torch.testing.assert_close(found.values, whole.gather(-1, found.indices))
+    torch.testing.assert_close(found.values.exp().sum(-1) + found.rest.exp(), torch.ones(12))
+    assert (found.indices.sort(-1).values.diff() > 0).all(), "every class once"
+    best = whole.topk(3).values
+    assert (found.values[..., :3] >= best - 1e-5).all()
+
+
+def test_classes_that_sources_keep_both_are_exact() -> None:
+    ids = torch.tensor([0])
+    rows = [[0.7, 0.2, 0.06, 0.04], [0.1, 0.8, 0.06, 0.04]]
+    kept = [SparseLogits.from_dense(torch.tensor([row]).log(), 2) for row in rows]
+
+    def says(one: SparseLogits) -> Live:
+        return Live(Network(0), forward=lambda model, given: {"logits": one})  # type: ignore[dict-item]
+
+    mixed = Average([says(one) for one in kept], [1, 3], space="probabilities")({"id": ids, "input": ids}, ["logits"])
+    found = mixed["logits"]
+    assert isinstance(found, SparseLogits)
+    probability = dict(zip(found.indices[0].tolist(), found.values[0].exp().tolist(), strict=True))
+    assert probability == pytest.approx({1: 0.25 * 0.2 + 0.75 * 0.8, 0: 0.25 * 0.7 + 0.75 * 0.1})
+    assert float(found.rest.exp()) == pytest.approx(0.1)
+
+
+def test_sparse_beside_whole_logits_are_spread() -> None:
     def sparse(model: Any, given: Any) -> dict[str, Any]:
         return {"logits": SparseLogits.from_dense(run_network(model, given)["logits"], 5)}
 
-    source = Average([Live(Network(0), forward=sparse), Live(Network(1), forward=sparse)], space="probabilities")
+    source = Average([Live(Network(0), forward=sparse), Live(Network(1))], space="probabilities")
     dense = Average([Live(Network(0)), Live(Network(1))], space="probabilities")
     torch.testing.assert_close(source(batch(), ["logits"])["logits"], dense(batch(), ["logits"])["logits"])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from limbeck.cache.build import position_mask, write_cache
-from limbeck.cache.codecs import Codec, codec
+from limbeck.cache.codecs import codec
+from limbeck.cache.contract import Codec
+from limbeck.cache.costs import Estimate, estimate
 from limbeck.cache.errors import (
     BadSignals,
     CacheError,
@@ -24,8 +26,10 @@ from limbeck.cache.fingerprint import (
     fingerprint_text,
     fingerprint_tokenizer,
 )
+from limbeck.cache.frontier import Frontier, Point
 from limbeck.cache.manifest import Manifest, Shard, SignalSpec
 from limbeck.cache.reader import CacheReader
+from limbeck.cache.tools import merge, recode, show, verify
 from limbeck.cache.writer import CacheWriter
 
 __all__ = [
@@ -36,15 +40,19 @@ __all__ = [
     "Codec",
     "DiskFull",
     "EmptyCache",
+    "Estimate",
     "ForeignCache",
+    "Frontier",
     "LockedCache",
     "Manifest",
     "MissingSamples",
+    "Point",
     "Shard",
     "SignalSpec",
     "StaleCache",
     "TornCache",
     "codec",
+    "estimate",
     "fingerprint_file",
     "fingerprint_module",
     "fingerprint_of",
@@ -52,6 +60,10 @@ __all__ = [
     "fingerprint_tensors",
     "fingerprint_text",
     "fingerprint_tokenizer",
+    "merge",
     "position_mask",
+    "recode",
+    "show",
+    "verify",
     "write_cache",
 ]

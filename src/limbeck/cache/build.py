@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.cache.errors import EmptyCache
 from limbeck.cache.manifest import Manifest
+from limbeck.cache.places import Place
 from limbeck.cache.writer import CacheWriter
 from limbeck.errors import UserError
 from limbeck.signals import Batch, Signals
@@ -29,7 +30,7 @@ class Teacher(Protocol):
 def write_cache(
     source: Teacher,
     batches: Iterable[Batch],
-    folder: str | Path,
+    folder: str | Path | Place,
     needs: Collection[str] = ("logits",),
     codec: Mapping[str, str] | str = "float16",
     fingerprint: Mapping[str, str] | None = None,
@@ -37,6 +38,7 @@ def write_cache(
     *,
     shard_rows: int = 4096,
     ragged: Collection[str] = (),
+    part: tuple[int, int] | None = None,
 ) -> Manifest:
     """Ask ``source`` about every batch once and keep its signals; go on where an earlier call stopped.
 
@@ -55,6 +57,8 @@ def write_cache(
         progress: called after every batch with the samples seen so far and the samples added by this call.
         shard_rows: samples per shard, which is what a kill may cost.
         ragged: signals that are ``[B, L, ...]`` and stored for the positions of :func:`position_mask` alone.
+        part: number of this writer and of how many, where several processes write one cache: each takes every
+            ``writers``-th batch; see :class:`~limbeck.cache.CacheWriter`.
 
     Raises:
         CacheError: the folder holds another cache, the disk is full, the teacher answers NaN, or there is no
@@ -66,8 +70,11 @@ def write_cache(
     if whole["teacher"] != source.fingerprint():
         raise UserError("fingerprint", "another teacher's", "parts besides the teacher: preprocessing, tokenizer, data")
     seen = added = 0
-    with CacheWriter(folder, whole, codec, shard_rows, ragged=ragged) as writer:
-        for batch in batches:
+    number, writers = part or (0, 1)
+    with CacheWriter(folder, whole, codec, shard_rows, ragged=ragged, part=part) as writer:
+        for place, batch in enumerate(batches):
+            if place % writers != number:
+                continue
             ids, views = batch_ids(batch), batch.get("view")
             if not writer.done(ids, views).all():
                 with torch.no_grad():
@@ -78,7 +85,7 @@ def write_cache(
             if progress is not None:
                 progress(seen, added)
         if not seen:
-            raise EmptyCache(folder, "there was no sample to write", "check the data and its selection")
+            raise EmptyCache(writer.folder, "there was no sample to write", "check the data and its selection")
         return writer.finish()
 
 

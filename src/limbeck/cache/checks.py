@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor
 
-from limbeck.cache.codecs import Codec, codec
+from limbeck.cache.codecs import codec
+from limbeck.cache.contract import Codec
 from limbeck.cache.index import Int64, as_keys
 from limbeck.cache.manifest import SignalSpec, dtype_name
 from limbeck.errors import UserError

@@ -1,5 +1,5 @@
-"""How a signal lies on disk: exact, cast to a shorter float, int8 with scales, or the k largest
-log-probabilities.
+"""How a signal lies on disk: exact, cast to a shorter float, in 8 or 4 bits with scales, as words of a codebook, or the
+most probable classes, plainly (``topk``) or packed into less than half of the bytes (``packed``, ``mass``, ``above``).
 
 A codec sees rows (samples, or positions of a ragged signal) along the first axis and gives parts with the
 same first axis, so that any selection of rows can be gathered before it is decoded.
@@ -7,52 +7,22 @@ same first axis, so that any selection of rows can be gathered before it is deco
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from limbeck.cache.contract import Codec, Parts, dense_value, most_probable
+from limbeck.cache.packed import BITS, MOST, Packed
+from limbeck.cache.vectors import Even, ProductQuantizer
 from limbeck.errors import UserError
 from limbeck.signals import SparseLogits
 
-Parts = Mapping[str, Tensor]
-NAMES = ("exact", "float32", "float16", "bfloat16", "int8", "topk:K", "topk:K:float32")
-
-
-class Codec(ABC):
-    """One way to store a signal.
-
-    Attributes:
-        name: what the manifest calls it.
-        error: the bound on a decoded element, in words; :meth:`bound` computes it.
-    """
-
-    name: str
-    error: str
-
-    @abstractmethod
-    def encode(self, value: Tensor | SparseLogits) -> dict[str, Tensor]:
-        """Parts of ``value`` ``[N, ...]``, each with ``N`` rows."""
-
-    @abstractmethod
-    def decode(
-        self, parts: Parts, shape: Sequence[int], dtype: torch.dtype | None = torch.float32
-    ) -> Tensor | SparseLogits:
-        """The signal of ``parts``; ``shape`` is that of one row, ``dtype`` None keeps what is stored."""
-
-    @abstractmethod
-    def bound(self, value: Tensor) -> Tensor:
-        """Largest possible ``|decode(encode(value)) - value|`` by element (top-k: log-probabilities)."""
-
-    def in_range(self, value: Tensor) -> Tensor:
-        """Which finite elements of ``value`` this codec can hold."""
-        return torch.ones_like(value, dtype=torch.bool)
-
-    def roundtrip(self, value: Tensor | SparseLogits) -> Tensor | SparseLogits:
-        """What a reader gets back of ``value``, on the same device."""
-        shape = (*value.values.shape[1:-1], value.size) if isinstance(value, SparseLogits) else value.shape[1:]
-        return self.decode(self.encode(value), shape)
+NAMES = (
+    "exact", "float32", "float16", "bfloat16", "int8", "int4", "pq:M", "topk:K", "topk:K:float32", "topk:K:bfloat16",
+    "packed:K", "mass:P:K", "above:P:K",
+)  # fmt: skip
 
 
 class Exact(Codec):
@@ -61,7 +31,7 @@ class Exact(Codec):
     name, error = "exact", "0"
 
     def encode(self, value: Tensor | SparseLogits) -> dict[str, Tensor]:
-        return {"value": _dense(value, self.name)}
+        return {"value": dense_value(value, self.name)}
 
     def decode(self, parts: Parts, shape: Sequence[int], dtype: torch.dtype | None = torch.float32) -> Tensor:
         return parts["value"]
@@ -82,7 +52,7 @@ class Cast(Codec):
         self.error = f"|x| * {self.unit:.3g} (at least {self.least:.3g}), for |x| up to {limits.max:.6g}"
 
     def encode(self, value: Tensor | SparseLogits) -> dict[str, Tensor]:
-        return {"value": _dense(value, self.name).to(self.dtype)}
+        return {"value": dense_value(value, self.name).to(self.dtype)}
 
     def decode(self, parts: Parts, shape: Sequence[int], dtype: torch.dtype | None = torch.float32) -> Tensor:
         return parts["value"] if dtype is None else parts["value"].to(dtype)
@@ -96,48 +66,10 @@ class Cast(Codec):
         return ~torch.isinf(value.to(self.dtype)) | torch.isinf(value)
 
 
-class Int8(Codec):
-    """256 even steps between the smallest and the largest element of every row (last axis).
-
-    The row's step and middle are float32, so a constant row is exact, a shift costs nothing, and a scalar
-    signal is exact too.
-    """
-
-    name = "int8"
-    error = "(max - min of the row) / 510, and float32 rounding"
-
-    def encode(self, value: Tensor | SparseLogits) -> dict[str, Tensor]:
-        rows = self._rows(_dense(value, self.name).float())
-        low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
-        middle = low / 2 + high / 2
-        step = high / 255 - low / 255
-        levels = ((rows - middle) / step.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp(-128, 127)
-        return {"value": levels.to(torch.int8), "scale": step.squeeze(-1), "offset": middle.squeeze(-1)}
-
-    def decode(self, parts: Parts, shape: Sequence[int], dtype: torch.dtype | None = torch.float32) -> Tensor:
-        levels = parts["value"].float()
-        value = torch.addcmul(parts["offset"].unsqueeze(-1), levels, parts["scale"].unsqueeze(-1))
-        return value.reshape(len(value), *shape).to(dtype or torch.float32)
-
-    def bound(self, value: Tensor) -> Tensor:
-        rows = self._rows(value.double())
-        spread = rows.amax(-1, keepdim=True) - rows.amin(-1, keepdim=True)
-        # Middle, step and product are rounded to float32: a few units of the largest element.
-        rounding = rows.abs().amax(-1, keepdim=True) * 4 * torch.finfo(torch.float32).eps
-        return (spread / 510 + rounding).expand_as(rows).reshape(value.shape)
-
-    def in_range(self, value: Tensor) -> Tensor:
-        return torch.isfinite(value)
-
-    @staticmethod
-    def _rows(value: Tensor) -> Tensor:
-        return value.unsqueeze(-1) if value.dim() == 1 else value
-
-
 class TopK(Codec):
     """The ``k`` largest log-probabilities, their classes, and the exact log-mass of all others.
 
-    Log-probabilities are float16 (or float32), the rest mass float32, a class takes 1, 2 or 4 bytes by the
+    Log-probabilities are float16 (or float32, bfloat16), the rest mass float32, a class takes 1, 2 or 4 bytes by the
     size of the vocabulary. After decoding, values and rest are normalised again, so that they are a proper
     distribution over ``k + 1`` outcomes and a divergence on them is never negative. They hold at temperature
     1: the rest mass at another temperature cannot be known from them.
@@ -146,15 +78,13 @@ class TopK(Codec):
     def __init__(self, k: int, dtype: torch.dtype = torch.float16) -> None:
         if k < 1:
             raise UserError("codec", f"topk:{k}", "topk:K with K of at least 1")
-        self.k, self.dtype = k, dtype
+        self.most, self.dtype = k, dtype
         self.name = f"topk:{k}" + ("" if dtype == torch.float16 else f":{str(dtype).removeprefix('torch.')}")
-        self.error = (
-            "0" if dtype == torch.float32 else "2 * 2**-11 * |smallest kept log-probability|; the rest is spread evenly"
-        )
+        self.unit = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
+        self.error = f"{self.unit:.3g} * |smallest kept log-probability|; the rest is spread evenly"
 
     def encode(self, value: Tensor | SparseLogits) -> dict[str, Tensor]:
-        sparse = value if isinstance(value, SparseLogits) else SparseLogits.from_dense(value, self.k)
-        sparse = self._cut(sparse)
+        sparse = most_probable(value, self.most, self.name)
         values = sparse.values
         if self.dtype == torch.float16:
             # A log-probability below float16's range is no probability at all in float32 either.
@@ -174,49 +104,44 @@ class TopK(Codec):
 
     def bound(self, value: Tensor) -> Tensor:
         """Of the kept log-probabilities, in falling order: ``[..., k]``."""
-        kept = value.double().log_softmax(-1).topk(self.k, dim=-1).values
+        kept = value.double().log_softmax(-1).topk(self.most, dim=-1).values
         rounding = 8 * torch.finfo(torch.float32).eps * (1 + value.double().abs().amax(-1, keepdim=True))
-        if self.dtype == torch.float32:
-            return rounding.expand_as(kept)
-        return (kept.abs().amax(-1, keepdim=True) * 2**-10 + 2**-24 + rounding).expand_as(kept)
-
-    def _cut(self, sparse: SparseLogits) -> SparseLogits:
-        if sparse.values.shape[-1] < self.k:
-            raise UserError(
-                "codec", self.name, f"topk:K with K up to {sparse.values.shape[-1]}, which the source gives"
-            )
-        kept, order = sparse.values.topk(self.k, dim=-1)
-        if sparse.values.shape[-1] == self.k:
-            rest = sparse.rest
-        else:
-            dropped = sparse.values.scatter(-1, order, -torch.inf).logsumexp(-1)
-            rest = torch.logaddexp(sparse.rest, dropped)
-        return SparseLogits(kept, sparse.indices.gather(-1, order), rest, sparse.size)
+        return (kept.abs().amax(-1, keepdim=True) * self.unit + 2**-24 + rounding).expand_as(kept)
 
 
 def codec(name: str) -> Codec:
-    """The codec of a name; :data:`NAMES` lists them."""
-    kind, _, options = name.partition(":")
-    if kind == "topk":
-        count, _, dtype = options.partition(":")
-        if count.isdigit() and dtype in ("", "float16", "float32"):
-            return TopK(int(count), torch.float32 if dtype == "float32" else torch.float16)
-    elif not options:
-        if kind == "exact":
-            return Exact()
-        if kind == "int8":
-            return Int8()
-        if kind in ("float32", "float16", "bfloat16"):
-            return Cast(getattr(torch, kind))
-    raise UserError("codec", name, NAMES)
+    """The codec of a name; :data:`NAMES` lists them. Packed ones may end in the bits of a square root, ``:5``."""
+    kind, *options = name.split(":")
+    try:
+        if kind == "topk" and len(options) in (1, 2):
+            return TopK(int(options[0]), _FLOATS[options[1] if len(options) == 2 else "float16"])
+        if kind in ("packed", "mass", "above"):
+            return _packed(kind, options)
+        if kind == "pq" and len(options) == 1:
+            return ProductQuantizer(int(options[0]))
+        if not options:
+            return _DENSE[kind]()
+    except (KeyError, ValueError, IndexError):
+        pass
+    raise UserError("codec", name, ", ".join(NAMES))
 
 
-def _dense(value: Tensor | SparseLogits, name: str) -> Tensor:
-    if isinstance(value, SparseLogits):
-        raise UserError(
-            "codec", name, f"topk:K with K up to {value.values.shape[-1]}", "this source gives top-k logits"
-        )
-    return value
+def _packed(kind: str, options: list[str]) -> Packed:
+    threshold = 0.0 if kind == "packed" else float(options.pop(0))
+    most, bits = int(options[0]), int(options[1]) if len(options) > 1 else BITS
+    if len(options) > 2 or not 1 <= most <= MOST or not 1 <= bits <= 16 or not 0 <= threshold <= 1:
+        hint = f"K of 1 to {MOST}, P of 0 to 1, 1 to 16 bits"
+        raise UserError("codec", ":".join([kind, *options]), "packed:K, mass:P:K or above:P:K, and :BITS", hint)
+    return Packed(most, kind, threshold, bits)
+
+
+_FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DENSE: dict[str, Callable[[], Codec]] = {
+    "exact": Exact,
+    "int8": partial(Even, 8),
+    "int4": partial(Even, 4),
+    **{name: partial(Cast, dtype) for name, dtype in _FLOATS.items()},
+}
 
 
 def _pack_classes(indices: Tensor, size: int) -> Tensor:

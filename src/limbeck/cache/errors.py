@@ -19,7 +19,7 @@ class CacheError(UserError):
     kind = "unusable"
 
     def __init__(self, folder: str | Path, reason: str, hint: str = "") -> None:
-        self.folder, self.reason = Path(folder), reason
+        self.folder, self.reason = folder if "://" in str(folder) else Path(folder), reason
         super().__init__("cache", str(folder), hint=f"{self.kind}: {reason}" + (f"; {hint}" if hint else ""))
 
 

@@ -50,6 +50,20 @@ class Plan:
         joined[self.order] = ordered
         return joined
 
+    def gather_bytes(self, stored: list[Array], ends: list[Int64], like: Array, *, ordered: bool) -> Array:
+        """Bytes of the rows, which end at ``ends`` in each shard; ``ordered`` as in the batch, else as in the plan."""
+        if self.span is not None:
+            return like[ends[0][self.span.start] : ends[0][self.span.stop]].copy()
+        pieces = []
+        for array, end, (start, stop) in zip(stored, ends, pairwise(self.cuts), strict=True):
+            rows = self.local[start:stop]
+            pieces += [array[a:b] for a, b in zip(end[rows].tolist(), end[rows + 1].tolist(), strict=True)]
+        if ordered and self.order is not None:
+            back = numpy.empty_like(self.order)
+            back[self.order] = numpy.arange(len(self.order))
+            pieces = [pieces[place] for place in back.tolist()]
+        return numpy.concatenate([like[:0], *pieces])
+
 
 def plan_of(rows: Int64, starts: Int64) -> Plan:
     """Find the shards of ``rows``; shard ``i`` holds rows ``starts[i]`` to ``starts[i + 1]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -15,13 +15,22 @@ from limbeck.cache.index import Index, Int64
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded samples on their way into a shard."""
+    """Encoded samples on their way into a shard.
+
+    Attributes:
+        ids, views: of the samples.
+        parts: by ``signal/part``.
+        ends: where the positions of every sample end (and the first begins), if there are ragged signals.
+        ragged: those signals.
+        streams: parts that are bytes without a row axis, and where the bytes of every sample end.
+    """
 
     ids: Tensor
     views: Tensor
     parts: dict[str, Tensor]
     ends: Tensor | None
     ragged: frozenset[str]
+    streams: dict[str, Tensor]
 
     @classmethod
     def of(
@@ -31,9 +40,16 @@ class Rows:
         parts: dict[str, Tensor],
         lengths: Tensor | None,
         ragged: Collection[str],
+        streams: Mapping[str, str],
     ) -> Rows:
-        ends = None if lengths is None else torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        return cls(torch.from_numpy(ids), torch.from_numpy(views), parts, ends, frozenset(ragged))
+        """``streams`` names the part that counts a stream's bytes; see :class:`~limbeck.cache.codecs.Codec`."""
+        ends = None if lengths is None else _ends(lengths)
+        byte_ends = {}
+        for name, counting in streams.items():
+            counts = parts[counting]
+            whole = _ends(counts.reshape(len(counts), -1).sum(1, dtype=torch.int64))
+            byte_ends[name] = whole[ends] if ends is not None and name.rpartition("/")[0] in ragged else whole
+        return cls(torch.from_numpy(ids), torch.from_numpy(views), parts, ends, frozenset(ragged), byte_ends)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,12 +66,15 @@ class Rows:
         parts, ends = {}, None
         if self.ends is not None:
             ends = self.ends[start : stop + 1] - self.ends[start]
+        byte_ends = {name: end[start : stop + 1] - end[start] for name, end in self.streams.items()}
         for name, part in self.parts.items():
-            if self.ends is not None and name.rpartition("/")[0] in self.ragged:
+            if name in self.streams:
+                parts[name] = part[int(self.streams[name][start]) : int(self.streams[name][stop])]
+            elif self.ends is not None and name.rpartition("/")[0] in self.ragged:
                 parts[name] = part[int(self.ends[start]) : int(self.ends[stop])]
             else:
                 parts[name] = part[start:stop]
-        return Rows(self.ids[start:stop], self.views[start:stop], parts, ends, self.ragged)
+        return Rows(self.ids[start:stop], self.views[start:stop], parts, ends, self.ragged, byte_ends)
 
     @staticmethod
     def tensors(pieces: Sequence[Rows], views: bool) -> dict[str, Tensor]:
@@ -65,10 +84,11 @@ class Rows:
             tensors["view"] = torch.cat([rows.views for rows in pieces])
         lengths = [rows.ends.diff() for rows in pieces if rows.ends is not None]
         if lengths:
-            joined = torch.cat(lengths)
-            tensors["end"] = torch.cat([joined.new_zeros(1), joined.cumsum(0)])
+            tensors["end"] = _ends(torch.cat(lengths))
         for name in pieces[0].parts:
             tensors[f"signal/{name}"] = torch.cat([rows.parts[name] for rows in pieces])
+            if name in pieces[0].streams:
+                tensors[f"signal/{name}/end"] = _ends(torch.cat([rows.streams[name].diff() for rows in pieces]))
         return tensors
 
 
@@ -108,3 +128,7 @@ class Done:
         self._views = numpy.concatenate([self._views, recent[:, 1]])
         self._index = Index(self._ids, self._views)
         self._recent = set()
+
+
+def _ends(lengths: Tensor) -> Tensor:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

@@ -16,6 +16,7 @@ from limbeck.cache.errors import EmptyCache, MissingSamples, TornCache
 from limbeck.cache.gather import Array, Layout, Plan, layout_of, plan_of
 from limbeck.cache.index import Index, Int64
 from limbeck.cache.manifest import Manifest, Shard, SignalSpec
+from limbeck.cache.places import Place, place_of
 from limbeck.errors import UserError
 from limbeck.signals import SparseLogits
 
@@ -30,7 +31,7 @@ class CacheReader:
     a cache may be larger than memory, and processes on one machine share its pages.
 
     Args:
-        folder: the cache.
+        folder: the cache; a path or a URL of fsspec. The parts of several writers are read as one.
         expect: fingerprints that the cache must have been written with; parts that are not named are not
             compared.
         verify: ``size`` checks that every shard is there and whole in length; ``lazy`` (the default) also
@@ -44,7 +45,7 @@ class CacheReader:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | Place,
         expect: Mapping[str, str] | None = None,
         *,
         verify: str = "lazy",
@@ -53,7 +54,8 @@ class CacheReader:
     ) -> None:
         if verify not in CHECKS:
             raise UserError("verify", verify, CHECKS)
-        self.folder = Path(folder)
+        self.place = place_of(folder)
+        self.folder = self.place.folder
         self.dtype = dtype
         self._expect, self._verify, self._allow_empty = dict(expect or {}), verify, allow_empty
         self._good: set[str] = set()
@@ -63,19 +65,20 @@ class CacheReader:
 
     def refresh(self) -> None:
         """Take in what a writer has added since."""
-        self.manifest = manifest = Manifest.load(self.folder)
+        self.manifest = manifest = Manifest.gather(self.place)
         manifest.expect(self.folder, self._expect)
         if not manifest.rows and not self._allow_empty:
             raise EmptyCache(self.folder, "it holds no samples", "write some first")
         for shard in manifest.shards:
-            self._refuse_torn(manifest.check_size(self.folder, shard))
+            self._refuse_torn(manifest.check_size(self.place, shard))
         self._codecs = {name: spec.open() for name, spec in manifest.signals.items()}
         self._open: dict[int, Mapping[str, Array]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
-        keys = [load_keys(self.folder, shard, bool(manifest.views)) for shard in manifest.shards]
+        keys = [load_keys(self.place, shard, bool(manifest.views)) for shard in manifest.shards]
         none = numpy.zeros(0, dtype=numpy.int64)
         self._ids = numpy.concatenate([none, *(ids for ids, _ in keys)])
-        self._index = Index(self._ids, numpy.concatenate([none, *(views for _, views in keys)]))
+        self._seeds = numpy.concatenate([none, *(views for _, views in keys)])
+        self._index = Index(self._ids, self._seeds)
         self._starts = numpy.cumsum([0, *(shard.rows for shard in manifest.shards)])
 
     def verify(self) -> None:
@@ -85,7 +88,7 @@ class CacheReader:
             TornCache: at the first that differs.
         """
         for shard in self.manifest.shards:
-            self._refuse_torn(self.manifest.check_content(self.folder, shard))
+            self._refuse_torn(self.manifest.check_content(self.place, shard))
             self._good.add(shard.file)
 
     def __len__(self) -> int:
@@ -99,6 +102,10 @@ class CacheReader:
     def ids(self) -> Tensor:
         """Sample ids in the order of writing; an id stands once per view."""
         return torch.from_numpy(self._ids.copy())
+
+    def views(self) -> Tensor | None:
+        """View seeds row for row with :meth:`ids`; None where the cache has none."""
+        return torch.from_numpy(self._seeds.copy()) if self.manifest.views else None
 
     def contains(self, ids: Tensor, views: Tensor | None = None) -> Tensor:
         """Which samples are there: bool ``[B]``, on the CPU."""
@@ -179,12 +186,18 @@ class CacheReader:
     def _signal(
         self, name: str, spec: SignalSpec, plan: Plan, layout: Layout | None, device: torch.device | str
     ) -> Tensor | SparseLogits:
-        prefix = f"signal/{name}/"
+        prefix, streams = f"signal/{name}/", self._codecs[name].streams
         parts: dict[str, Tensor] = {}
         for part in (key for key in self._arrays(plan.shards[0] if plan.shards else 0) if key.startswith(prefix)):
+            if part.endswith("/end"):
+                continue
             stored = [self._arrays(shard)[part] for shard in plan.shards]
             like = stored[0] if stored else self._arrays(0)[part]
-            joined = plan.gather(stored, like) if layout is None else layout.gather(stored, like)
+            if part.removeprefix(prefix) in streams:
+                ends = [self._arrays(shard)[f"{part}/end"] for shard in plan.shards]
+                joined = plan.gather_bytes(stored, ends, like, ordered=layout is None)
+            else:
+                joined = plan.gather(stored, like) if layout is None else layout.gather(stored, like)
             tensor = torch.from_numpy(joined)
             if self._dtypes[part] == torch.bfloat16:
                 tensor = tensor.view(torch.bfloat16)
@@ -210,9 +223,9 @@ class CacheReader:
         if shard not in self._open:
             entry = self.manifest.shards[shard]
             if self._verify == "lazy" and entry.file not in self._good:
-                self._refuse_torn(self.manifest.check_content(self.folder, entry))
+                self._refuse_torn(self.manifest.check_content(self.place, entry))
                 self._good.add(entry.file)
-            tensors = _map(self.folder, entry)
+            tensors = _map(self.place, entry)
             self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             self._open[shard] = {name: _array(tensor) for name, tensor in tensors.items()}
         return self._open[shard]
@@ -222,19 +235,18 @@ class CacheReader:
             raise TornCache(self.folder, wrong, REMEDY)
 
 
-def load_keys(folder: Path, shard: Shard, views: bool) -> tuple[Int64, Int64]:
+def load_keys(place: Place, shard: Shard, views: bool) -> tuple[Int64, Int64]:
     """Ids and views of a shard's samples."""
-    tensors = _map(folder, shard, ("id", "view") if views else ("id",))
+    tensors = _map(place, shard, ("id", "view") if views else ("id",))
     ids: Int64 = tensors["id"].numpy()
     return ids, tensors["view"].numpy() if views else numpy.zeros_like(ids)
 
 
-def _map(folder: Path, shard: Shard, names: Collection[str] = ()) -> Mapping[str, Tensor]:
+def _map(place: Place, shard: Shard, names: Collection[str] = ()) -> Mapping[str, Tensor]:
     try:
-        with safetensors.safe_open(folder / shard.file, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in names or file.keys()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise TornCache(folder, f"shard {shard.file} cannot be read ({error})", REMEDY) from error
+        return place.tensors(shard.file, shard.sha256, names)
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise TornCache(place.folder, f"shard {shard.file} cannot be read ({error})", REMEDY) from error
 
 
 def _array(tensor: Tensor) -> Array:
@@ -242,5 +254,7 @@ def _array(tensor: Tensor) -> Array:
     return array
 
 
-def _reopen(folder: Path, expect: dict[str, str], verify: str, dtype: torch.dtype | None, empty: bool) -> CacheReader:
+def _reopen(
+    folder: Path | str, expect: dict[str, str], verify: str, dtype: torch.dtype | None, empty: bool
+) -> CacheReader:
     return CacheReader(folder, expect, verify="size" if verify == "size" else "lazy", dtype=dtype, allow_empty=empty)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Collection, Mapping
@@ -15,15 +16,17 @@ import torch
 from torch import Tensor
 
 from limbeck.cache.checks import bad_elements, encode, keys_of, rows_of, specs_of, words_of
-from limbeck.cache.codecs import Codec, codec
+from limbeck.cache.codecs import codec
+from limbeck.cache.contract import Codec
 from limbeck.cache.errors import BadSignals, ForeignCache, StaleCache
-from limbeck.cache.files import ASIDE, LOCK, FolderLock, write_whole
+from limbeck.cache.files import ASIDE, LOCK
 from limbeck.cache.index import Int64
-from limbeck.cache.manifest import FILE, Manifest, Shard, SignalSpec
+from limbeck.cache.manifest import FILE, PART, Manifest, Shard, SignalSpec, part_name
 from limbeck.cache.pending import Done, Rows
+from limbeck.cache.places import Lock, Place, place_of
 from limbeck.cache.reader import load_keys
 from limbeck.errors import UserError
-from limbeck.signals import Signals, SparseLogits
+from limbeck.signals import Signals, SparseLogits, dense_or_sparse
 
 SUFFIX = ".safetensors"
 CHECKS = ("size", "full")
@@ -37,7 +40,7 @@ class CacheWriter:
     rows of one shard are lost. Use it as a context manager: leaving it writes the last, shorter shard.
 
     Args:
-        folder: a new or empty folder, or a cache with the same fingerprint and codecs.
+        folder: a new or empty folder, or a cache with the same fingerprint and codecs; a path or a URL of fsspec.
         fingerprint: content hashes of what decides the signals, by part: ``teacher``, ``preprocessing``,
             ``tokenizer``, ``data``; see :func:`limbeck.cache.fingerprint_of`.
         codecs: one codec for all signals, or one per signal name. A signal without one gets ``float16``;
@@ -46,6 +49,10 @@ class CacheWriter:
         shard_bytes: a shard is closed earlier when it holds this many bytes.
         ragged: signals ``[B, L, ...]`` with positions of their own per sample; only those that the mask
             counts are stored.
+        part: number of this writer, and of how many, where several write one cache side by side: each in a folder of
+            its own inside, with its own lock. Samples that any of them had when this one began count as done.
+            Readers see all parts as one; :func:`~limbeck.cache.merge` makes them one.
+        alone: what the parts in the folder have does not count as done; for merging them.
         verify: how the shards of an earlier writer are checked: ``full`` (checksums) or ``size``. Torn ones
             are dropped and their samples count as not done.
 
@@ -56,13 +63,15 @@ class CacheWriter:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | Place,
         fingerprint: Mapping[str, str],
         codecs: Mapping[str, str] | str = "float16",
         shard_rows: int = 4096,
         *,
         shard_bytes: int = 256 * 2**20,
         ragged: Collection[str] = (),
+        part: tuple[int, int] | None = None,
+        alone: bool = False,
         verify: str = "full",
     ) -> None:
         if shard_rows < 1:
@@ -71,19 +80,33 @@ class CacheWriter:
             raise UserError("verify", verify, CHECKS)
         for name in (codecs,) if isinstance(codecs, str) else codecs.values():
             codec(name)
-        self.folder = Path(folder)
+        if part is not None and not 0 <= part[0] < part[1]:
+            raise UserError("part", part, "(number, writers) with a number of 0 up to, and not including, writers")
+        root = place_of(folder)
+        name = "" if part is None else part_name(part[0])
+        self.place = root.part(name) if name else root
+        self.folder = self.place.folder
         self.dropped: tuple[str, ...] = ()
         self.ragged = frozenset(ragged)
-        self._codecs = codecs
+        self._codecs, self._fingerprint = codecs, dict(fingerprint)
         self._shard_rows, self._shard_bytes = shard_rows, shard_bytes
         self._pending: list[Rows] = []
         self._failed, self._process = False, os.getpid()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _refuse_foreign(self.folder)
-        self._lock: FolderLock | None = FolderLock(self.folder)
+        root.make()
+        _refuse_foreign(root)
+        # Before a part is begun: one that is refused may not stand among the others.
+        others = None if alone else self._others(root, name)
+        self.place.make()
+        self._lock: Lock | None = self.place.lock()
         try:
-            self.manifest = self._open(dict(fingerprint), verify)
-            keys = [load_keys(self.folder, shard, bool(self.manifest.views)) for shard in self.manifest.shards]
+            self.manifest = self._open(verify)
+            if part is not None:
+                self.manifest.writers = part[1]
+            keys = [load_keys(self.place, shard, bool(self.manifest.views)) for shard in self.manifest.shards]
+            if others is not None:
+                keys += [load_keys(root, shard, bool(others.views)) for shard in others.shards]
+                if not self.manifest.signals:
+                    self.manifest.signals, self.manifest.views = others.signals, others.views
             self._done = Done(keys)
         except BaseException:
             self._lock.release()
@@ -117,14 +140,20 @@ class CacheWriter:
         chosen = torch.from_numpy(fresh)
         counted = None if mask is None else mask.detach().cpu().bool()[chosen]
         parts: dict[str, Tensor] = {}
-        for name, spec in specs.items():
-            value = rows_of(signals[name], chosen)
+        for name, spec in list(specs.items()):
+            value = rows_of(dense_or_sparse(signals, name), chosen)
             positions = counted if spec.ragged else None
             self._refuse_bad(name, value, keys[fresh], positions, spec.open())
+            specs[name] = spec = spec.learnt(value if positions is None else rows_of(value, positions))
             parts.update({f"{name}/{part}": row for part, row in encode(value, positions, spec).items()})
         lengths = None if counted is None or not self.ragged else counted.sum(1)
         self.manifest.signals, self.manifest.views = specs, views is not None
-        rows = Rows.of(keys[fresh], seeds[fresh], parts, lengths, {n for n in specs if specs[n].ragged})
+        streams = {
+            f"{name}/{stream}": f"{name}/{counting}"
+            for name, spec in specs.items()
+            for stream, counting in spec.open().streams.items()
+        }
+        rows = Rows.of(keys[fresh], seeds[fresh], parts, lengths, {n for n in specs if specs[n].ragged}, streams)
         self._pending.append(rows)
         self._done.add(keys[fresh], seeds[fresh])
         while sum(len(rows) for rows in self._pending) >= self._shard_rows:
@@ -132,6 +161,22 @@ class CacheWriter:
         if sum(rows.bytes for rows in self._pending) >= self._shard_bytes:
             self.flush()
         return int(fresh.sum())
+
+    def take(self, content: bytes, keys: Int64, seeds: Int64, manifest: Manifest) -> int:
+        """Add a shard of another cache as it is, unless all of its samples are there; ``manifest`` is that cache's.
+
+        Returns:
+            The number of its samples, 0 if it was left out.
+        """
+        self._check_open()
+        self.refuse_other(manifest)
+        # What is in memory only does not count: this shard is written now.
+        if not len(keys) or self._done(keys, seeds).all():
+            return 0
+        self.manifest.signals, self.manifest.views = manifest.signals, manifest.views
+        self._enter(content, len(keys))
+        self._done.add(keys, seeds)
+        return len(keys)
 
     def done(self, ids: Tensor, views: Tensor | None = None) -> Tensor:
         """Which of the samples are written or about to be: bool ``[B]``."""
@@ -151,7 +196,7 @@ class CacheWriter:
         """Write what is gathered and note that nothing is missing."""
         self.flush()
         self.manifest.complete = True
-        self.manifest.save(self.folder)
+        self.manifest.save(self.place)
         return self.manifest
 
     def close(self) -> None:
@@ -179,32 +224,49 @@ class CacheWriter:
         with contextlib.suppress(Exception):
             self.close()
 
-    def _open(self, fingerprint: dict[str, str], verify: str) -> Manifest:
-        folder = self.folder
-        for leftover in folder.glob(f"*{ASIDE}"):
-            leftover.unlink()
-        if not (folder / FILE).exists():
-            manifest = Manifest(fingerprint)
-            manifest.save(folder)
+    def _open(self, verify: str) -> Manifest:
+        place = self.place
+        for name in place.names():
+            if name.endswith(ASIDE):
+                place.remove(name)
+        if not place.has(FILE):
+            manifest = Manifest(dict(self._fingerprint))
+            manifest.save(place)
         else:
-            manifest = Manifest.load(folder)
-            manifest.expect(folder, {**dict.fromkeys(manifest.fingerprint, "none"), **fingerprint})
-            self._refuse_other_codecs(manifest)
+            manifest = Manifest.load(place)
+            self.refuse_other(manifest)
         check = manifest.check_content if verify == "full" else manifest.check_size
-        wrong = {shard: reason for shard in manifest.shards if (reason := check(folder, shard))}
+        wrong = {shard: reason for shard in manifest.shards if (reason := check(place, shard))}
         self.dropped = tuple(wrong.values())
         if wrong:
             manifest.shards = [shard for shard in manifest.shards if shard not in wrong]
             manifest.complete = False
-            manifest.save(folder)
+            manifest.save(place)
         entered = {shard.file for shard in manifest.shards}
-        for path in folder.glob(f"*{SUFFIX}"):
+        for name in place.names():
             # Renamed but not yet entered when the writer died, or dropped just now.
-            if path.name not in entered:
-                path.unlink()
+            if name.endswith(SUFFIX) and name not in entered:
+                place.remove(name)
         return manifest
 
-    def _refuse_other_codecs(self, manifest: Manifest) -> None:
+    def _others(self, root: Place, mine: str) -> Manifest | None:
+        """What other writers have in the same cache; None if there are none."""
+        places = [root.part(name) for name in root.names() if name.startswith(PART) and name != mine]
+        if not any(place.has(FILE) for place in ([*places, root] if mine else places)):
+            return None
+        found = Manifest.gather(root, leave=mine)
+        self.refuse_other(found)
+        if not mine:
+            found.shards = [shard for shard in found.shards if shard.file.startswith(PART)]
+        return found
+
+    def refuse_other(self, manifest: Manifest) -> None:
+        """Refuse a cache of another teacher, data or codec.
+
+        Raises:
+            StaleCache: naming what differs.
+        """
+        manifest.expect(self.folder, {**dict.fromkeys(manifest.fingerprint, "none"), **self._fingerprint})
         for name, spec in manifest.signals.items():
             wanted = self._codec_name(name, getattr(torch, spec.dtype))
             if spec.codec != codec(wanted).name:
@@ -238,6 +300,10 @@ class CacheWriter:
     def _specs(self, signals: Signals, count: int, mask: Tensor | None) -> dict[str, SignalSpec]:
         specs = specs_of(signals, count, mask, self.ragged, self._codec_name)
         known = self.manifest.signals
+        specs = {
+            name: dataclasses.replace(spec, codebook=known[name].codebook) if name in known else spec
+            for name, spec in specs.items()
+        }
         if known and known != specs:
             raise UserError("signals", words_of(specs), words_of(known), "every batch of a cache has the same signals")
         return specs
@@ -270,18 +336,22 @@ class CacheWriter:
             count -= len(head)
         tensors = Rows.tensors(taken, bool(self.manifest.views))
         content = safetensors.torch.save(tensors, {"format": "limbeck-cache"})
+        self._enter(content, sum(map(len, taken)))
+        self._pending = rest
+
+    def _enter(self, content: bytes, rows: int) -> None:
+        """Write a shard and enter it into the manifest."""
         digest = hashlib.sha256(content).hexdigest()
         last = max((int(shard.file.partition("-")[0]) for shard in self.manifest.shards), default=-1)
-        shard = Shard(f"{last + 1:06d}-{digest[:12]}{SUFFIX}", sum(map(len, taken)), len(content), digest)
+        shard = Shard(f"{last + 1:06d}-{digest[:12]}{SUFFIX}", rows, len(content), digest)
         try:
-            write_whole(self.folder / shard.file, content)
+            self.place.write(shard.file, content)
             self.manifest.shards.append(shard)
             self.manifest.complete = False
-            self.manifest.save(self.folder)
+            self.manifest.save(self.place)
         except BaseException:
             self._failed = True
             raise
-        self._pending = rest
 
     def _check_open(self) -> None:
         if self._lock is None or self._failed:
@@ -293,13 +363,13 @@ class CacheWriter:
             )
 
 
-def _refuse_foreign(folder: Path) -> None:
-    if (folder / FILE).exists():
+def _refuse_foreign(place: Place) -> None:
+    if place.has(FILE):
         return
-    strange = [p.name for p in sorted(folder.iterdir()) if p.name != LOCK and p.name != FILE + ASIDE]
+    strange = [name for name in place.names() if name not in (LOCK, FILE + ASIDE) and not name.startswith(PART)]
     if strange:
         raise ForeignCache(
-            folder,
+            place.folder,
             f"there is no {FILE}, but other files are ({', '.join(strange[:5])})",
             "give a new or empty folder",
         )

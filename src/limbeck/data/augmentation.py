@@ -13,6 +13,14 @@ from limbeck.errors import UserError
 from limbeck.signals import Batch
 
 
+def seeds_of(batch: Batch) -> Tensor:
+    """The view seeds of a batch, or an error that says where they come from."""
+    if "view" not in batch:
+        raise UserError("batch", sorted(batch), "a batch with view seeds, as TensorLoader(transform=...) gives")
+    view: Tensor = batch["view"]
+    return view
+
+
 class CropFlip:
     """Shift every image by up to ``padding`` pixels and mirror half of them, as is usual for CIFAR.
 
@@ -32,9 +40,7 @@ class CropFlip:
         self.padding, self.flip, self.fill = padding, flip, fill
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
-        if "view" not in batch:
-            raise UserError("batch", sorted(batch), "a batch with view seeds, as TensorLoader(transform=...) gives")
-        return {**batch, "input": self.images(batch["input"], batch["view"])}
+        return {**batch, "input": self.images(batch["input"], seeds_of(batch))}
 
     def images(self, images: Tensor, view: Tensor) -> Tensor:
         """The views ``view`` (int64 ``[B]``) of ``images`` ``[B, C, H, W]``."""

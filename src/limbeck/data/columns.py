@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from limbeck.data.chats import ROLES as CHAT_ROLES
 from limbeck.data.tables import Sheet
 from limbeck.errors import UserError
 
@@ -70,7 +71,7 @@ def choose_columns(
     names = table.column_names
     for role, column in asked.items():
         if role not in ROLES:
-            raise UserError("columns", role, ROLES)
+            raise UserError("columns", role, (*ROLES, *CHAT_ROLES))
         if column not in names:
             raise UserError(f"columns.{role}", column, names)
     texts = [name for name in names if is_text(table.schema.field(name).type)]

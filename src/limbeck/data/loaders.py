@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from limbeck.data.split import Input, input_length, take
-from limbeck.data.views import epoch_seed, view_seeds
+from limbeck.data.views import epoch_seed, numbered_views, view_numbers, view_seeds
 from limbeck.errors import UserError
 
 # Texts are sorted by length inside windows of this many batches: long enough for little padding, short enough
@@ -46,8 +48,12 @@ class TensorLoader:
         transform: ``batch -> batch``, called last. The batch then also holds ``view``: an int64 seed per
             sample that depends on (seed, epoch, id) alone, from which an augmentation draws (see
             ``data.augmentation``).
+        views: every sample has so many views and shows them in turn, so that a cache can hold them all; without it,
+            a new one every epoch. Which seeds these are depends on the sample alone, not on ``seed``.
         collate: turns the list of texts or graphs of a batch into a tensor or a mapping of tensors (a tokenizer,
             ``data.graphs.collate``).
+        ahead: prepare the next batch in a thread while this one is at work, and pass it through this function last:
+            :meth:`limbeck.sources.Cached.attach` then reads the teacher's signals ahead. Order and state are the same.
         lengths: length of every sample. Batches then hold samples of similar length, which saves padding; the
             order of the batches is still shuffled. Without ``shuffle`` the longest come first.
         rank, world_size: of this process. Every rank sees the same global batches and takes each
@@ -63,14 +69,16 @@ class TensorLoader:
         seed: int = 0,
         drop_last: bool = False,
         transform: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+        views: int | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        ahead: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.columns = _columns(data)
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
-        self.transform, self.collate = transform, collate
+        self.transform, self.views, self.collate, self.ahead = transform, views, collate, ahead
         self.lengths = None if lengths is None else torch.as_tensor(lengths)
         self.rank, self.world_size = rank, world_size
         self._check()
@@ -111,16 +119,43 @@ class TensorLoader:
         self._resume = False
         epoch, batches = self._epoch, len(self)
         order = self.order(epoch)[position:]
-        for index in order:
+        work = ((index, epoch, place) for place, index in enumerate(order, position))
+        for batch in self._made(work) if self.ahead is None else self._made_ahead(work, self.ahead):
             position += 1
             # The state moves on before the batch is handed out: saved while the batch is at work, it means
             # the next one.
             self._epoch, self._position = (epoch + 1, 0) if position == batches else (epoch, position)
-            yield self._batch(index, epoch, position - 1)
+            yield batch
+
+    def _made(self, work: Iterator[tuple[Tensor, int, int]]) -> Iterator[dict[str, Any]]:
+        return (self._batch(*one) for one in work)
+
+    def _made_ahead(
+        self, work: Iterator[tuple[Tensor, int, int]], last: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """The same batches, each made while the one before is at work; an error comes with its own batch."""
+
+        def make(index: Tensor, epoch: int, position: int) -> dict[str, Any]:
+            return last(self._batch(index, epoch, position))
+
+        with ThreadPoolExecutor(1, "limbeck-ahead") as thread:
+            coming = [thread.submit(make, *one) for one in islice(work, 1)]
+            while coming:
+                ready = coming.pop()
+                batch = ready.result()
+                coming += [thread.submit(make, *one) for one in islice(work, 1)]
+                yield batch
 
     def peek(self) -> dict[str, Any]:
         """The next epoch's first batch, without moving the state: for dry runs and for measuring."""
         return self._batch(self.order(self._epoch)[0], self._epoch, 0)
+
+    def every_view(self) -> Iterator[dict[str, Any]]:
+        """Batches of all views of all samples, each once and in the order of the data, for filling a cache."""
+        count = self.views or 1
+        for epoch in range(count):
+            for position, index in enumerate(torch.arange(self.samples).split(self.batch_size)):
+                yield self._batch(index, epoch, position)
 
     def order(self, epoch: int) -> list[Tensor]:
         """Positions of the samples of every global batch of ``epoch``."""
@@ -171,13 +206,17 @@ class TensorLoader:
 
     def _views(self, ids: Tensor, epoch: int, draws: Tensor) -> Tensor:
         """View seeds; ``draws`` are the samples' places in the epoch, of which seeds are to be independent here."""
-        return view_seeds(self.seed, epoch, ids)
+        if self.views is None:
+            return view_seeds(self.seed, epoch, ids)
+        return numbered_views(ids, view_numbers(self.seed, epoch, ids, self.views))
 
     def _check(self) -> None:
         if self.samples == 0:
             raise UserError("data", "no samples", "at least one sample")
         if self.batch_size < 1:
             raise UserError("batch_size", self.batch_size, "1 or more")
+        if self.views is not None and (self.views < 1 or self.transform is None):
+            raise UserError("views", self.views, "1 or more, with a transform that draws them")
         if self.drop_last and self.batch_size > self.samples:
             raise UserError("batch_size", self.batch_size, f"at most {self.samples} samples with drop_last")
         if not 0 <= self.rank < self.world_size:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from limbeck.data.views import uniform
+from limbeck.cache.fingerprint import fingerprint_tensors
+from limbeck.data.augmentation import seeds_of
+from limbeck.data.views import integers, mix, uniform
 from limbeck.errors import UserError
 from limbeck.signals import Batch
 
-_APPLY, _SHARE, _ROW, _COLUMN, _ORDER = range(20, 25)
+_APPLY, _SHARE, _ROW, _COLUMN, _ORDER, _PARTNER = range(20, 26)
 
 
 class CutMix:
@@ -28,16 +31,11 @@ class CutMix:
     """
 
     def __init__(self, classes: int, *, probability: float = 0.5, beta: float = 1.0) -> None:
-        if not 0 <= probability <= 1:
-            raise UserError("probability", probability, "0 to 1")
-        if not beta > 0:
-            raise UserError("beta", beta, "a positive number")
+        _check(probability, beta)
         self.classes, self.probability, self.beta = classes, probability, beta
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
-        if "view" not in batch:
-            raise UserError("batch", sorted(batch), "a batch with view seeds, as TensorLoader(transform=...) gives")
-        images, target, view = batch["input"], batch["target"], batch["view"]
+        images, target, view = batch["input"], batch["target"], seeds_of(batch)
         soft = target.float() if target.is_floating_point() else one_hot(target, self.classes).float()
         if not bool(uniform(view[:1], _APPLY) < self.probability):
             return {**batch, "target": soft}
@@ -61,6 +59,79 @@ class CutMix:
         return f"CutMix(classes={self.classes}, probability={self.probability}, beta={self.beta})"
 
 
+class PartnerMix:
+    """CutMix or mixup (Zhang et al., ICLR 2018) with a partner from the whole data set, sample by sample.
+
+    A transform of ``TensorLoader``. Partner, share and rectangle are drawn from a sample's own view seed and depend on
+    nothing else in its batch. So a stored view is the same in every batch: with :class:`CutMix` a teacher's answer
+    belongs to one batch, with this one it can be cached. ``batch["target"]`` becomes soft labels ``[B, classes]``.
+
+    Args:
+        images: all images, ``[N, C, H, W]``, in the form that ``batch["input"]`` has by then.
+        target: their classes ``[N]``.
+        classes: number of classes.
+        kind: ``cutmix`` (a rectangle of the partner) or ``mixup`` (a weighted mean).
+        probability: of mixing a sample at all. beta: the share is drawn from Beta(beta, beta).
+        augment: applied to the partner with a view of its own, such as :class:`~limbeck.data.augmentation.CropFlip`.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        target: Tensor,
+        classes: int,
+        *,
+        kind: str = "cutmix",
+        probability: float = 0.5,
+        beta: float = 1.0,
+        augment: Any = None,
+    ) -> None:
+        if kind not in ("cutmix", "mixup"):
+            raise UserError("kind", kind, ("cutmix", "mixup"))
+        if len(images) != len(target):
+            raise UserError("target", f"{len(target)} classes", f"one per image, {len(images)}")
+        _check(probability, beta)
+        self.images, self.target, self.classes, self.kind = images, target, classes, kind
+        self.probability, self.beta, self.augment = probability, beta, augment
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        given, view = batch["input"], seeds_of(batch)
+        target = batch["target"]
+        soft = target.float() if target.is_floating_point() else one_hot(target, self.classes).float()
+        partner = integers(view, _PARTNER, len(self.images))
+        other = self.images[partner].to(given.dtype)
+        if self.augment is not None:
+            other = self.augment.images(other, mix(view))
+        kept = self._kept(given, view)
+        share = kept.flatten(1).mean(1, keepdim=True).to(soft.dtype)
+        mixed = kept * given + (1 - kept) * other
+        theirs = one_hot(self.target[partner], self.classes).to(soft.dtype)
+        return {**batch, "input": mixed, "target": share * soft + (1 - share) * theirs}
+
+    def _kept(self, images: Tensor, view: Tensor) -> Tensor:
+        """How much of every pixel is the sample's own, ``[B, 1, H, W]``."""
+        height, width = images.shape[-2:]
+        share = torch.from_numpy(betaincinv(self.beta, self.beta, uniform(view, _SHARE).numpy()))
+        share = torch.where(uniform(view, _APPLY) < self.probability, share, 1.0)[:, None, None]
+        if self.kind == "mixup":
+            return share.expand(-1, height, width)[:, None].to(images.dtype)
+        inside = torch.ones(len(view), height, width, dtype=torch.bool)
+        for draw, length, axis in ((_ROW, height, 2), (_COLUMN, width, 1)):
+            half = ((1 - share).sqrt() * length).long() // 2
+            middle = integers(view, draw, length)[:, None, None]
+            place = torch.arange(length).unsqueeze(0).unsqueeze(axis)
+            inside &= (place >= middle - half) & (place < middle + half)
+        return (~inside)[:, None].to(images.dtype)
+
+    def __repr__(self) -> str:
+        # What a view is depends on the partners too, and whoever keeps answers to it tells them apart by this.
+        origin = fingerprint_tensors({"images": self.images, "target": self.target})[:16]
+        return (
+            f"PartnerMix({origin}, classes={self.classes}, kind={self.kind}, probability={self.probability}, "
+            f"beta={self.beta}, augment={self.augment})"
+        )
+
+
 class Chain:
     """Several transforms of ``TensorLoader``, one after another."""
 
@@ -71,3 +142,13 @@ class Chain:
         for transform in self.transforms:
             batch = transform(batch)
         return batch
+
+    def __repr__(self) -> str:
+        return f"Chain{self.transforms!r}"
+
+
+def _check(probability: float, beta: float) -> None:
+    if not 0 <= probability <= 1:
+        raise UserError("probability", probability, "0 to 1")
+    if not beta > 0:
+        raise UserError("beta", beta, "a positive number")

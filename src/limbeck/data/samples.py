@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.cache.fingerprint import fingerprint_text
+from limbeck.data.chats import Chat, find_chats, read_chats, routed
 from limbeck.data.columns import Columns, as_text, choose_columns, is_text
 from limbeck.data.image_check import checked_images
 from limbeck.data.partition import complete, text_ids
@@ -33,7 +34,15 @@ def from_sheet(sheet: Sheet, request: Request) -> DataSet:
     for split, table in sheet.tables.items():
         if table.num_rows == 0:
             raise UserError(request.key, f"{request.reference}, {split} without rows", "at least one row")
-    columns = choose_columns(sheet, request.task, request.columns, request.key)
+    asked = dict(request.columns or {})
+    chats = find_chats(sheet.whole, asked) if request.task in (None, "causal-lm") else {}
+    # Lists of messages can be nothing else; columns of texts may be, so these have to be asked for.
+    if "messages" in chats or "prompt" in asked or (chats and request.task == "causal-lm"):
+        return _of_language(sheet, chats, request)
+    route = asked.pop("teacher", None) if request.task == "causal-lm" else None
+    columns = choose_columns(sheet, request.task, asked, request.key)
+    if route is not None:
+        return _of_language(sheet, {"text": cast(str, columns.text), "teacher": route}, request)
     task, reason = _task(sheet, columns, request.task)
     notes = list(columns.notes)
     targets = None
@@ -90,6 +99,41 @@ def _task(sheet: Sheet, columns: Columns, asked: str | None) -> tuple[str, str]:
     if values and len(values) <= 20 and all(float(value).is_integer() for value in values):
         return "classification", f"column {columns.label} holds {len(values)} different whole numbers"
     return "regression", f"column {columns.label} holds fractional numbers"
+
+
+def _of_language(sheet: Sheet, columns: dict[str, str], request: Request) -> DataSet:
+    """Conversations, prompts with completions, or texts with the name of their teacher."""
+    given: dict[str, Split] = {}
+    shown = " and ".join(columns[role] for role in ("messages", "prompt", "completion", "text") if role in columns)
+    notes = [f"column{'s' if ' and ' in shown else ''} {shown} read as {'texts' if 'text' in columns else 'turns'}"]
+    if "teacher" in columns:
+        if columns["teacher"] not in sheet.whole.column_names:
+            raise UserError("columns.teacher", columns["teacher"], sheet.whole.column_names)
+        notes.append(f"column {columns['teacher']} names every sample's teacher")
+    for name, table in sheet.tables.items():
+        if "text" in columns:
+            chats = routed(as_text(table[columns["text"]]).to_pylist(), table, columns["teacher"])
+        else:
+            chats = read_chats(table, columns, f"{request.key} {name}")
+        kept = [chat for chat in chats if str(chat).strip()]
+        if len(kept) < len(chats):
+            notes.append(f"{len(chats) - len(kept)} {name} rows without text left out")
+        if not kept:
+            raise UserError(f"{request.key} column", shown, f"at least one text among the {name} rows")
+        given[name] = Split(kept, None, text_ids(_key(chat) for chat in kept))
+    splits, cut = complete(
+        given, stratify=False, validation_share=request.validation_share, test_share=request.test_share,
+        seed=request.seed, key=request.key,
+    )  # fmt: skip
+    return DataSet(
+        splits, "text", "causal-lm", "asked for" if request.task else f"column {shown} holds conversations",
+        name=request.path.stem, fingerprint={"data": _fingerprint(given)}, notes=notes + cut,
+    )  # fmt: skip
+
+
+def _key(chat: Chat) -> tuple[str, ...]:
+    # One text of two teachers is two samples.
+    return (*chat.key, chat.teacher) if chat.teacher else chat.key
 
 
 def _split(

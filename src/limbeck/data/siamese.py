@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from limbeck.data.augmentation import CropFlip
+from limbeck.data.augmentation import CropFlip, seeds_of
 from limbeck.data.views import integers, uniform
 from limbeck.errors import UserError
 from limbeck.signals import Batch
@@ -61,9 +61,7 @@ class SiameseAugment:
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """A transform of ``TensorLoader``: every image by its own view."""
-        if "view" not in batch:
-            raise UserError("batch", sorted(batch), "a batch with view seeds, as TensorLoader(transform=...) gives")
-        return {**batch, "input": self.images(batch["input"], batch["view"])}
+        return {**batch, "input": self.images(batch["input"], seeds_of(batch))}
 
     def images(self, images: Tensor, view: Tensor) -> Tensor:
         """``images`` ``[B, C, H, W]`` as their ``view`` (int64 ``[B]``, or one for all) draws them."""

@@ -35,6 +35,16 @@ def view_seeds(seed: int, epoch: int, ids: Tensor) -> Tensor:
     return mix(mix(ids) ^ epoch_seed(seed, epoch))
 
 
+def numbered_views(ids: Tensor, number: Tensor | int) -> Tensor:
+    """The seed of every sample's ``number``-th view, whatever the run: the key of a cache of several views."""
+    return mix(mix(ids) ^ torch.as_tensor(number, dtype=torch.int64, device=ids.device))
+
+
+def view_numbers(seed: int, epoch: int, ids: Tensor, views: int) -> Tensor:
+    """Which of its ``views`` every sample shows in an epoch: all of them once in ``views`` epochs, in turn."""
+    return (integers(mix(ids) ^ epoch_seed(seed, 0), 0, views) + epoch) % views
+
+
 def uniform(view: Tensor, draw: int | Tensor) -> Tensor:
     """The ``draw``-th uniform number in [0, 1) of every view, float64; ``view`` and ``draw`` broadcast."""
     scrambled = mix(mix(view) + draw)

@@ -74,7 +74,8 @@ class SaveLast(Checkpoint):
 
     The first Ctrl-C lets the step finish, saves and raises :class:`Interrupted`; the second stops at once. In the
     middle of an epoch nothing is saved if the loader cannot go on there (it has no ``state_dict``), nor at its last
-    batch, whose epoch is about to end with a validation that a resumed run would miss.
+    batch, whose epoch is about to end with a validation that a resumed run would miss; nor between the micro-batches
+    of a step.
     """
 
     def __init__(self, folder: Path | None, seconds: float = 60.0) -> None:
@@ -98,10 +99,13 @@ class SaveLast(Checkpoint):
             raise KeyboardInterrupt
         self._stop = True
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         due = self.path is not None and time.monotonic() - self._saved >= self.seconds
         due, stop = _agreed(trainer, due, self._stop)
-        if not (due or stop) or _ends_epoch(trainer):
+        # Gradients that are being gathered over micro-batches are in no checkpoint.
+        if not (due or stop) or _ends_epoch(trainer) or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if hasattr(trainer.train_dataloader, "state_dict"):
             self._save(trainer)

@@ -12,9 +12,11 @@ from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from limbeck.engine.accumulation import Window
 from limbeck.engine.checkpoints import ExactResume
 from limbeck.engine.optimizer import OptimizerSettings, log_every, training_steps
 from limbeck.errors import LimbeckError, UserError
+from limbeck.losses.reduce import counting
 from limbeck.nn.mode import evaluating
 from limbeck.nn.substitute import WeightView, substituted
 from limbeck.objectives.base import Objective, total
@@ -39,6 +41,9 @@ class Distiller(LightningModule):
             the view has to learn itself is trained too. The optimiser moves the student's own weights, which keep
             their full precision until :meth:`finish` writes the view's in their place.
         log_gradient_norms: also log the gradient norm of every term (one more backward pass per logged step).
+
+    With ``accumulate_grad_batches`` a step is that of the whole batch, however its rows are spread over the
+    micro-batches: see :class:`~limbeck.engine.accumulation.Window`.
 
     The checkpoint holds the student, the objective's own weights (projectors) and the state of a changing teacher;
     of a frozen teacher only the fingerprint.
@@ -74,6 +79,7 @@ class Distiller(LightningModule):
         self.steps_done = self.epochs_done = 0
         self.latest_terms: dict[str, Tensor] = {}
         self._viewed = False
+        self.window = Window()
         self._refuse_shared_weights()
         if weights is not None and getattr(student, "is_gradient_checkpointing", False):
             raise UserError(
@@ -144,10 +150,15 @@ class Distiller(LightningModule):
         self.objective.set_progress(self.progress)
         # The teacher first: what it needs on the way is free again before the student's graph is built.
         teacher = self.teacher_signals(batch)
-        terms = self.objective(self.student_signals(batch), teacher, batch)
+        with counting() as counts:
+            terms = self.objective(self.student_signals(batch), teacher, batch)
         loss = total(terms)
         logged = {**terms, "loss": loss, **self.objective.observed()}
         self.latest_terms = {name: value.detach() for name, value in logged.items()}
+        pieces = self.trainer.accumulate_grad_batches
+        if pieces > 1:
+            loss = self.window.weigh(loss, counts, pieces, whole=batch.get("denominator") is not None)
+            self.latest_terms = self.window.mean(self.latest_terms)
         # Counted as Lightning and our own log count: the step that is under way has been taken when they look.
         if (self.steps_done + 1) % log_every(self.trainer) == 0:
             if self.log_gradient_norms:
@@ -192,6 +203,10 @@ class Distiller(LightningModule):
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        # Before the gradient is clipped, which goes by its size.
+        self.window.close(self.parameters())
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from limbeck import measure
+from limbeck.data.chats import Chat
 from limbeck.data.split import Split, take
-from limbeck.errors import LimbeckError
+from limbeck.job.language_quality import assess_language
 from limbeck.job.plan import Plan, example_inputs
 from limbeck.models.references import Network
 from limbeck.nn.mode import evaluating
@@ -23,18 +23,22 @@ from limbeck.taps import Taps
 
 @dataclass
 class Assessment:
-    """Quality of one network, with the signals it was computed from, and of a classifier how reliable it is."""
+    """Quality of one network, with the signals it was computed from, and of a classifier how reliable it is.
+
+    ``fidelity`` is filled where signals are too large to be kept: language models are compared batch by batch.
+    """
 
     quality: dict[str, float]
     signals: dict[str, Tensor] = field(default_factory=dict)
     reliability: dict[str, list[float]] = field(default_factory=dict)
+    fidelity: dict[str, float] = field(default_factory=dict)
 
 
 def assess(plan: Plan, network: Network, part: str) -> Assessment:
     """Quality of a network on the ``validation`` or ``test`` part."""
     split: Split = getattr(plan.data.splits, part)
-    if plan.task == "causal-lm":
-        return Assessment(_language(plan, network, split))
+    if plan.language is not None:
+        return assess_language(plan, network, part)
     taps = plan.teacher_taps if network is plan.teacher else plan.student_taps
     signals = predict(plan, network, split.input, taps if plan.task == "features" else {})
     quality: dict[str, float] = {}
@@ -78,31 +82,17 @@ def predict(plan: Plan, network: Network, inputs: Any, taps: Mapping[str, str]) 
 
 def text_lengths(texts: Any) -> Tensor:
     """Letters of every text, or of both texts of every pair."""
-    return torch.tensor([len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts])
+    return torch.tensor([len(text) if isinstance(text, (str, Chat)) else sum(map(len, text)) for text in texts])
 
 
 def _embed(plan: Plan, network: Network, texts: Any) -> Tensor:
     return predict(plan, network, texts, {})["embedding"]
 
 
-def _language(plan: Plan, network: Network, split: Split) -> dict[str, float]:
-    total, tokens = 0.0, 0
-    device = next(network.module.parameters()).device
-    with evaluating(network.module), torch.inference_mode():
-        for batch in split.batches(8):
-            batch = {**batch, "input": move(network.prepare(batch["input"]), device)}
-            if network.targets is None:
-                raise LimbeckError("causal-lm: this network gives no next-token targets")
-            batch |= network.targets(batch)
-            logits = network.forward(network.module, batch)["logits"].float()
-            mask = batch["mask"]
-            total += float(functional.cross_entropy(logits[mask], batch["target"][mask], reduction="sum"))
-            tokens += int(mask.sum())
-    return measure.language_modelling(total, tokens)
-
-
 def fidelity(plan: Plan, teacher: Assessment, other: Assessment) -> dict[str, float]:
     """How far a network says what the teacher says, on the test samples."""
+    if plan.language is not None:
+        return other.fidelity
     if plan.task == "regression":
         teacher_says, says = teacher.signals["logits"], other.signals["logits"]
         return {"mse_to_teacher": float((teacher_says - says).double().square().mean())}
@@ -125,7 +115,8 @@ def costs(plan: Plan, networks: Mapping[str, Network], seconds: float = 6.0) -> 
     else:
         chosen = inputs
     single = {name: measure.forward_call(n.module, example_inputs(n, chosen, 1)) for name, n in networks.items()}
-    batch = min(32, len(chosen))
+    # Whole logits of a language model would fill the memory.
+    batch = min(32 if plan.language is None else 4, len(chosen))
     many = {name: measure.forward_call(n.module, example_inputs(n, chosen, batch)) for name, n in networks.items()}
     latency = measure.compare_latency(single, rounds=60, warmup=5, seconds=seconds)
     throughput = measure.compare_throughput(many, batch, rounds=12, warmup=1, seconds=seconds)
@@ -139,6 +130,10 @@ def costs(plan: Plan, networks: Mapping[str, Network], seconds: float = 6.0) -> 
             "throughput": throughput[name].samples_per_second,
             "throughput_ratio": throughput[name].speedup,
         }
+        if plan.language is not None:
+            given: Any = example_inputs(network, chosen, batch)
+            tokens = float(given["attention_mask"].sum()) / batch
+            table[name]["tokens_per_second"] = tokens * throughput[name].samples_per_second
     return table
 
 

@@ -11,15 +11,16 @@ from typing import Any
 from lightning import Trainer
 
 from limbeck.data.tables import near_files
-from limbeck.engine import Distiller, OptimizerSettings
+from limbeck.engine import OptimizerSettings
 from limbeck.engine.fit import choose_strategy
 from limbeck.errors import UserError, first_line, require
 from limbeck.job.plan import Plan
 from limbeck.job.settings import Settings
-from limbeck.job.train import loader_of
+from limbeck.job.teachers import teacher_references, with_head
+from limbeck.job.train import distiller_of, loader_of
 from limbeck.models.references import split_reference
 from limbeck.objectives.text import parse_objective
-from limbeck.sources import Live
+from limbeck.sources import Source
 
 _EXPORTERS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}
 _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow", "mlflow_skinny"), "wandb": ("wandb",)}
@@ -27,8 +28,9 @@ _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow"
 
 def check_surroundings(settings: Settings) -> None:
     """Refuse what cannot be read, exports and trackers whose libraries are missing, and devices that are not there."""
-    for key in ("teacher", "student"):
-        _check_reference(key, getattr(settings, key))
+    for reference in teacher_references(settings.teacher).values():
+        _check_reference("teacher", reference)
+    _check_reference("student", settings.student)
     lr = 1.0 if settings.lr is None else settings.lr
     OptimizerSettings(settings.optimizer, lr, settings.weight_decay, settings.schedule, settings.warmup)
     if settings.objective is not None:
@@ -63,16 +65,13 @@ def _check_reference(key: str, reference: Any) -> None:
         raise UserError(key, reference, near_files(path, ()), "no such file or folder")
 
 
-def check_step(plan: Plan, live: Live) -> None:
+def check_step(plan: Plan, live: Source) -> None:
     """Run teacher, student and objective once on a few samples: what does not fit together shows here."""
     few = plan.data.splits.train.subset(range(min(4, len(plan.data.splits.train))))
     batch = loader_of(plan, few, shuffle=True, live_teacher=True, batch_size=len(few)).peek()
-    teacher = live if plan.objective.needs.teacher else None
+    teacher = with_head(plan, live) if plan.objective.needs.teacher else None
     # A copy: the projectors that this step makes are not those that learn.
-    trial = Distiller(
-        plan.student.module, copy.deepcopy(plan.objective), teacher,
-        taps=plan.student_taps, forward=plan.student.forward,
-    )  # fmt: skip
+    trial = distiller_of(plan, copy.deepcopy(plan.objective), teacher, taps=plan.student_taps)
     try:
         trial.build(batch)
     except (RuntimeError, TypeError, KeyError, IndexError, ValueError) as error:

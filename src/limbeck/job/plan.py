@@ -14,9 +14,12 @@ from limbeck.data.references import DataSet, load_data
 from limbeck.data.split import input_length
 from limbeck.engine import OptimizerSettings
 from limbeck.errors import UserError
-from limbeck.job.references import as_data, as_network
+from limbeck.job.language import Language, heads_in_chunks, read_language
+from limbeck.job.references import as_data, as_network, as_teachers
 from limbeck.job.settings import Settings
+from limbeck.job.teachers import SignalChoice, check_teachers, language_signals, parse_signals
 from limbeck.measure import parameters
+from limbeck.models.compare import shared_vocabulary
 from limbeck.models.references import Network, compare_labels, compare_tokenizers
 from limbeck.objectives import Objective
 from limbeck.objectives.text import parse_objective
@@ -52,14 +55,14 @@ class Plan:
 
     settings: Settings
     task: str
-    teacher: Network
+    teachers: dict[str, Network]
     student: Network
     data: DataSet
     objective: Objective
     optimizer: OptimizerSettings
     batch_size: int
     epochs: int
-    cached: bool
+    signals: SignalChoice
     augment: bool
     baseline: str
     precision: str
@@ -67,6 +70,22 @@ class Plan:
     student_taps: dict[str, str] = field(default_factory=dict)
     teacher_taps: dict[str, str] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
+    language: Language | None = None
+
+    @property
+    def teacher(self) -> Network:
+        """The first teacher, which students are compared with."""
+        return next(iter(self.teachers.values()))
+
+    @property
+    def cached(self) -> bool:
+        """Whether the teacher answers once, before training."""
+        return self.signals.cached
+
+    @property
+    def codec(self) -> str:
+        """How a cache keeps the signals."""
+        return self.settings.codec or self.signals.codec
 
     @property
     def drops_last(self) -> bool:
@@ -102,21 +121,35 @@ def make_plan(settings: Settings) -> Plan:
     choose = _Chooser()
     data = as_data(settings, load_data)
     task = choose("task", settings.task, _task, data)
-    teacher = as_network(settings, "teacher", task, data)
+    teachers = as_teachers(settings, task, data)
+    teacher = next(iter(teachers.values()))
     labels = data.labels or teacher.labels
     student = as_network(settings, "student", task, data, teacher=teacher, labels=labels)
     choose.note("data", data.notes)
     choose.note("teacher", teacher.notes)
     choose.note("student", [note for note in student.notes if note not in teacher.notes])
-    choose.note("matched", _check_fit(task, teacher, student, data))
+    for one in teachers.values():
+        choose.note("matched", _check_fit(task, one, student, data))
+    language = None
+    if task == "causal-lm":
+        language, data, notes = read_language(
+            data, student, settings.text, settings.decoding, shared_vocabulary(teacher, student)
+        )
+        choose.note("text", notes)
     objective = parse_objective(choose("objective", settings.objective, _objective, task, teacher, student, data))
     student_taps, teacher_taps = _taps(task, settings, choose)
     batch_size = choose("batch_size", settings.batch_size, _batch_size, data)
     lr = choose("lr", settings.lr, _learning_rate, student)
     epochs = choose("epochs", settings.epochs, _epochs, len(data.splits.train), student)
-    augment = choose("augment", _checked_augment(settings, data), _augment)
-    live = "live" if settings.cache == "off" else None
-    signals = choose("teacher signals", live, _signals, task, augment, epochs, objective, settings)
+    augment = False
+    if data.modality != "text" or settings.augment:
+        augment = choose("augment", _checked_augment(settings, data), _augment)
+    signals = _choose_signals(choose, settings, task, augment, epochs, objective, language)
+    if language is not None:
+        choose.note("memory", [heads_in_chunks(language, [student, *teachers.values()])])
+        if signals.kind == "hidden" and not language.heads:
+            raise UserError("signals", "hidden", "live or cache", choose.choices[-1].reason)
+    choose.note("teachers", check_teachers(teachers, settings.teacher_weights, signals, language))
     baseline = choose("baseline", _unless_auto(settings.baseline), _baseline, task, data)
     if baseline == "trained" and not _can_train_alone(task, data):
         raise UserError("baseline", "trained", ("untrained", "none"), "the data have no targets to train on alone")
@@ -124,9 +157,9 @@ def make_plan(settings: Settings) -> Plan:
     teaching = choose("teacher precision", _unless_auto(settings.teacher_precision), _teacher_precision, teacher)
     optimizer = OptimizerSettings(settings.optimizer, lr, settings.weight_decay, settings.schedule, settings.warmup)
     plan = Plan(
-        settings, task, teacher, student, data, objective, optimizer, min(batch_size, len(data.splits.train)), epochs,
-        signals == "cached", augment, baseline, precision, teaching == "bfloat16", student_taps, teacher_taps,
-        choose.choices,
+        settings, task, teachers, student, data, objective, optimizer, min(batch_size, len(data.splits.train)), epochs,
+        signals, augment, baseline, precision, teaching == "bfloat16", student_taps, teacher_taps, choose.choices,
+        language,
     )  # fmt: skip
     if settings.select == "best" and not plan.validates:
         raise UserError("select", "best", "last", f"{task} on these data has no validation measure")
@@ -249,18 +282,40 @@ def _augment() -> tuple[bool, str]:
     return False, "one teacher pass serves every epoch"
 
 
-def _signals(task: str, augment: bool, epochs: int, objective: Objective, settings: Settings) -> tuple[str, str]:
+def _choose_signals(
+    choose: _Chooser, settings: Settings, task: str, augment: bool, epochs: int, objective: Objective,
+    language: Language | None,
+) -> SignalChoice:  # fmt: skip
+    asked = None if settings.signals is None else parse_signals(settings.signals, task)
+    if settings.cache == "off":
+        if asked is not None and asked.cached:
+            raise UserError("signals", settings.signals, "live, with --cache off")
+        asked = asked or SignalChoice("live")
+    chosen: SignalChoice
+    if language is not None:
+        chosen = choose("teacher signals", None, language_signals, asked, settings.cache, objective, language.writer())
+    else:
+        chosen = choose("teacher signals", None, _signals, asked, augment, epochs, objective, settings)
+    return chosen
+
+
+def _signals(
+    asked: SignalChoice | None, augment: bool, epochs: int, objective: Objective, settings: Settings
+) -> tuple[SignalChoice, str]:
     why = {
         "the objective needs no teacher": not objective.needs.teacher,
         "augmented views are new every epoch": augment,
-        "full vocabularies are too large to keep": task == "causal-lm",
     }
     live = next((reason for reason, holds in why.items() if holds), None)
-    if live is None:
-        return "cached", f"the teacher answers once for {epochs} epochs"
-    if settings.cache is not None:
-        raise UserError("cache", settings.cache, "off", live)
-    return "live", live
+    if live is not None and (settings.cache not in (None, "off") or (asked is not None and asked.cached)):
+        raise UserError("cache", settings.cache or str(asked), "off", live)
+    if asked is not None:
+        return asked, "as given"
+    return (
+        (SignalChoice("live"), live)
+        if live
+        else (SignalChoice("cache"), f"the teacher answers once for {epochs} epochs")
+    )
 
 
 def _baseline(task: str, data: DataSet) -> tuple[str, str]:

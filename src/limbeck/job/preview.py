@@ -11,27 +11,25 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from limbeck.engine import Distiller, fit
+from limbeck.engine import fit
 from limbeck.job.plan import Plan, frozen_copy
 from limbeck.job.progress import Progress
-from limbeck.job.train import loader_of, trainer_settings
+from limbeck.job.teachers import with_head
+from limbeck.job.train import cache_costs, distiller_of, loader_of, trainer_settings
 from limbeck.measure import parameters, state_bytes
 from limbeck.report.tables import format_duration, format_value
 from limbeck.signals import Batch, Signals
-from limbeck.sources import Live, Source
+from limbeck.sources import Source
 
 _STEPS = 6
 
 
-def preview(plan: Plan, live: Live, progress: Progress) -> dict[str, Any]:
+def preview(plan: Plan, live: Source, progress: Progress) -> dict[str, Any]:
     """Take a few steps as training would take them, time them, and put the student's weights back."""
     before = frozen_copy(plan.student.module)
-    teacher = _Timed(live)
+    teacher = _Timed(with_head(plan, live))
     loader = loader_of(plan, plan.data.splits.train, shuffle=True, live_teacher=True)
-    distiller = Distiller(
-        plan.student.module, plan.objective, teacher,
-        optimizer=plan.optimizer, taps=plan.student_taps, forward=plan.student.forward,
-    )  # fmt: skip
+    distiller = distiller_of(plan, plan.objective, teacher, taps=plan.student_taps)
     steps = _Steps(teacher)
     fit(distiller, loader, steps=_STEPS, progress=steps, **trainer_settings(plan))
     plan.student.module.load_state_dict(before)
@@ -39,7 +37,7 @@ def preview(plan: Plan, live: Live, progress: Progress) -> dict[str, Any]:
     asks = len(plan.data.splits.train) / plan.batch_size if plan.cached else plan.steps
     trainable = parameters(plan.student.module)["trainable"]
     needed = state_bytes(plan.student.module) + state_bytes(plan.teacher.module) + 12 * trainable
-    cache = teacher.bytes_per_sample * len(plan.data.splits.train) if plan.cached else 0.0
+    cache = cache_costs(plan, live).bytes if plan.cached else 0.0
     costs = {
         "steps": plan.steps,
         "step_seconds": steps.student,
@@ -60,9 +58,9 @@ def preview(plan: Plan, live: Live, progress: Progress) -> dict[str, Any]:
 class _Timed(Source):
     """The teacher, with a watch."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Source) -> None:
         self.live = live
-        self.seconds = self.bytes_per_sample = 0.0
+        self.seconds = 0.0
 
     def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
         started = time.perf_counter()
@@ -70,8 +68,6 @@ class _Timed(Source):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - started
-        kept = [value.numel() for value in signals.values() if isinstance(value, torch.Tensor)]
-        self.bytes_per_sample = 2.0 * sum(kept) / len(batch["id"])
         return signals
 
     def fingerprint(self) -> str:

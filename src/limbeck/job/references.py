@@ -14,6 +14,7 @@ from limbeck.data.references import DataSet
 from limbeck.data.split import Split, Splits
 from limbeck.errors import UserError
 from limbeck.job.settings import Settings
+from limbeck.job.teachers import teacher_references
 from limbeck.models.network import Network, TensorInput, embed, image_format_of
 from limbeck.models.plain import PlainSaver
 from limbeck.models.references import load_network
@@ -35,6 +36,12 @@ def as_data(settings: Settings, load: Callable[..., DataSet]) -> DataSet:
         settings.data, task=settings.task, columns=settings.columns or None, seed=settings.seed,
         allow_py=settings.allow_py, on_corrupt=settings.on_corrupt, testbeds=testbed_data,
     )  # fmt: skip
+
+
+def as_teachers(settings: Settings, task: str, data: DataSet) -> dict[str, Network]:
+    """The teachers by name, in their order."""
+    given = teacher_references(settings.teacher)
+    return {name: as_network(replace(settings, teacher=one), "teacher", task, data) for name, one in given.items()}
 
 
 def as_network(
@@ -59,6 +66,7 @@ def as_network(
     return load_network(
         given, task=task, key=key, allow_py=settings.allow_py, labels=labels, teacher=teacher,
         max_length=settings.max_length, sample=data.splits.train.input[0],  # type: ignore[index]
+        samples=data.splits.train.input,
     )  # fmt: skip
 
 

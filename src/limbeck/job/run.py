@@ -23,7 +23,8 @@ from limbeck.job.preview import preview
 from limbeck.job.progress import Progress
 from limbeck.job.references import keep_decoded
 from limbeck.job.settings import Settings
-from limbeck.job.train import cached_teacher, teaching, train_baseline, train_student
+from limbeck.job.teachers import teaching
+from limbeck.job.train import cached_teacher, train_baseline, train_student
 from limbeck.sources import Source
 
 #: What the table calls the three networks.

@@ -22,7 +22,8 @@ class Settings:
     """Settings of ``limbeck distill``.
 
     Args:
-        teacher: the network to learn from: hf:NAME_OR_FOLDER, timm:NAME, pt2:FILE or py:package.module:callable.
+        teacher: the network to learn from: hf:NAME_OR_FOLDER, timm:NAME, pt2:FILE or py:package.module:callable. For
+            causal-lm also several: a list, given again, or NAME=REFERENCE for each.
         student: the same forms, or a part of the teacher: slice:layers=0,5 or width:hidden_size=192.
         data: folder:DIR of images by class, parquet:, csv: or jsonl:FILE, hf:DIR, testbed:NAME or py:.
         out: folder for the student, its report and everything to resume from.
@@ -41,7 +42,14 @@ class Settings:
         gradient_clip: largest gradient norm.
         max_length: longest text in tokens.
         augment: flip and crop training images; the teacher then answers live instead of from the cache.
+        signals: where the teacher's signals come from: live, cache, hidden (cached states under the teacher's head,
+            for causal-lm) or server:URL,model=NAME (causal-lm).
         cache: folder of the teacher's cached signals (default: OUT/cache), or "off" for a live teacher.
+        codec: how the cache keeps them, such as float16 or above:0.0008:128.
+        teacher_weights: of several teachers, in their order.
+        text: for causal-lm, whose text is learnt: data, student, mix(student=0.5), replay(...), corrected(...).
+        decoding: how the student writes, such as temperature=1,top_p=0.95,length=64.
+        answers: for causal-lm, held-out prompts that are answered greedily for ROUGE-L at the end.
         teacher_precision: bfloat16 halves the teacher's time where the processor supports it.
         precision: of training, as Lightning writes it: 32-true, bf16-mixed, 16-mixed.
         baseline: the student to compare with: trained (the same steps without a teacher), untrained, or none.
@@ -78,7 +86,13 @@ class Settings:
     gradient_clip: float | None = 1.0
     max_length: int | None = None
     augment: bool | None = None
+    signals: str | None = None
     cache: str | None = None
+    codec: str | None = None
+    teacher_weights: list[float] = field(default_factory=list)
+    text: str = "data"
+    decoding: dict[str, float] = field(default_factory=dict)
+    answers: int = 16
     teacher_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     precision: str = "auto"
     baseline: Literal["auto", "trained", "untrained", "none"] = "auto"
@@ -106,7 +120,11 @@ class Settings:
             raise UserError("out", "", "a folder for the student and its report")
         if self.task is not None and self.task not in TASKS:
             raise UserError("task", self.task, TASKS)
-        for key, least in (("epochs", 1), ("batch_size", 1), ("max_length", 1), ("devices", 1)):
+        if self.task not in (None, "causal-lm") and (self.text != "data" or self.decoding):
+            key = "text" if self.text != "data" else "decoding"
+            raise UserError(key, getattr(self, key), "nothing, for this task", "only language models write texts")
+        limits = (("epochs", 1), ("batch_size", 1), ("max_length", 1), ("devices", 1), ("answers", 0))
+        for key, least in limits:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise UserError(key, value, f"{least} or more")
@@ -117,5 +135,6 @@ class Settings:
         values = dataclasses.asdict(dataclasses.replace(self, teacher="", student="", data=""))
         for key in ("teacher", "student", "data"):
             given = getattr(self, key)
-            values[key] = given if isinstance(given, str) else f"<{type(given).__name__}>"
+            several = isinstance(given, (list, tuple)) and all(isinstance(one, str) for one in given)
+            values[key] = list(given) if several else given if isinstance(given, str) else f"<{type(given).__name__}>"
         return values

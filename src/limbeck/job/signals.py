@@ -2,31 +2,97 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from limbeck.cache import tools
+from limbeck.errors import LimbeckError, UserError
 from limbeck.job.plan import make_plan
 from limbeck.job.progress import Progress
 from limbeck.job.settings import Settings
-from limbeck.job.train import cached_teacher, teaching
+from limbeck.job.teachers import teaching
+from limbeck.job.train import cache_costs, cached_teacher, kept_signals
+from limbeck.report.tables import format_duration, format_value
+
+Part = tuple[int, int]
 
 
 def write_signals(
-    teacher: str, data: str, out: Path, *, task: str | None, codec: str, allow_py: bool, quiet: bool = False
+    settings: Settings, *, writers: int = 1, part: Part | None = None, quiet: bool = False
 ) -> dict[str, Any]:
-    """Fill the cache ``out`` and describe it; a later ``distill`` with ``--cache OUT`` finds every sample there."""
-    # The teacher stands in for a student: a plan also checks that teacher and data fit together.
-    settings = Settings(teacher=teacher, student=teacher, data=data, out=str(out), task=task, allow_py=allow_py)
-    plan = make_plan(settings)
+    """Fill the cache ``settings.out`` and describe it; a later ``distill`` with ``--cache`` finds every sample there.
+
+    The teacher stands in for the student, so that a plan also checks that teacher and data fit together.
+
+    Args:
+        writers: processes of this machine that write side by side, each with a teacher of its own; their parts are
+            made one in the end.
+        part: number of this writer and of how many, where others write elsewhere; ``limbeck cache merge`` makes one.
+    """
+    if writers < 1 or (writers > 1 and part is not None):
+        raise UserError("writers", writers, "1 or more" if part is None else "1, with a part")
+    out = Path(settings.out)
+    plan = make_plan(replace(settings, student=settings.teacher, signals=settings.signals or "cache"))
+    progress = Progress(quiet)
     with teaching(plan) as live:
-        cached_teacher(plan, out, live, Progress(quiet), codec=codec)
+        expected = cache_costs(plan, live, writers if part is None else part[1])
+        progress.say(
+            f"{expected.samples:,} samples: {format_value('bytes', expected.bytes)} on disk "
+            f"({expected.bytes_per_position:.0f} bytes a {'token' if plan.language else 'sample'}), "
+            f"{format_duration(expected.seconds)}"
+        )
+        if writers == 1:
+            cached_teacher(plan, out, live, progress, part)
+    if writers > 1:
+        _side_by_side(settings, writers)
+        tools.merge(out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     samples = len(plan.data.splits.train)
-    return {
+    found = {
         "folder": str(out),
         "samples": samples,
-        "signals": list(plan.objective.needs.teacher),
-        "codec": codec,
+        "signals": list(kept_signals(plan)),
+        "codec": plan.codec,
         "bytes": size,
         "bytes_per_sample": size / samples,
+        "expected_bytes": expected.bytes,
+        "expected_seconds": expected.seconds,
     }
+    if plan.language is not None:
+        tokens = plan.language.learnt("train")
+        found |= {"tokens": tokens, "bytes_per_token": size / tokens}
+    return found
+
+
+def _side_by_side(settings: Settings, writers: int) -> None:
+    """Every part by a process of its own; a part that fails fails all, and a later call goes on with each."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // writers)
+    running = [
+        context.Process(target=_write_part, args=(settings, (number, writers), threads)) for number in range(writers)
+    ]
+    for process in running:
+        process.start()
+    try:
+        for process in running:
+            process.join()
+    finally:
+        for process in running:
+            process.terminate()
+    failed = [number for number, process in enumerate(running) if process.exitcode]
+    if failed:
+        raise LimbeckError(f"writers {failed} of {writers} stopped; what is written is kept, the same call goes on")
+
+
+def _write_part(settings: Settings, part: Part, threads: int) -> None:
+    torch.set_num_threads(threads)
+    try:
+        write_signals(settings, part=part, quiet=part[0] > 0)
+    except LimbeckError as error:
+        print(f"limbeck: writer {part[0]}: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.cache import StaleCache, write_cache
+from limbeck.cache import Estimate, StaleCache, estimate, write_cache
 from limbeck.data.augmentation import CropFlip
 from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
 from limbeck.engine import Distiller, History, fit
 from limbeck.job.assess import assess, text_lengths
+from limbeck.job.language import language_distiller
 from limbeck.job.plan import Plan
 from limbeck.job.progress import Progress
+from limbeck.job.teachers import with_head
 from limbeck.objectives import CrossEntropy, InfoNCE, Objective, TargetMSE
 from limbeck.signals import Batch, Forward
 from limbeck.sources import Cached, Live, Source
@@ -27,7 +29,15 @@ from limbeck.sources import Cached, Live, Source
 def loader_of(
     plan: Plan, split: Split, *, shuffle: bool, live_teacher: bool, batch_size: int | None = None
 ) -> TensorLoader:
-    """Batches of raw samples, prepared for the student, and for a live teacher that prepares in another way."""
+    """Batches of raw samples, prepared for the student, and for a live teacher that prepares in another way.
+
+    Of a language model the training texts, whatever ``split`` is.
+    """
+    if plan.language is not None:
+        return plan.language.loader(
+            "train", batch_size or plan.batch_size, seed=plan.settings.seed, shuffle=shuffle,
+            drop_last=plan.drops_last and shuffle,
+        )  # fmt: skip
     lengths = text_lengths(split.input) if plan.data.modality == "text" else None
     return TensorLoader(
         split,
@@ -63,74 +73,76 @@ class Prepare:
         return {**batch, **self.targets(batch)} if self.targets is not None else batch
 
 
-def teacher_forward(forward: Forward) -> Forward:
-    """Run the teacher on its own preparation of the batch, where there is one."""
-
-    def run(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return forward(module, {**batch, "input": batch["teacher_input"]} if "teacher_input" in batch else batch)
-
-    run.__qualname__ = forward.__qualname__
-    return run
-
-
-@contextmanager
-def teaching(plan: Plan) -> Iterator[Live]:
-    """The live teacher, in bfloat16 where the plan says so, and as it was afterwards."""
-    network = plan.teacher
-
-    def run(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        if not plan.teacher_bfloat16:
-            return network.forward(module, batch)
-        with torch.autocast(next(module.parameters()).device.type, torch.bfloat16):
-            return {name: value.float() for name, value in network.forward(module, batch).items()}
-
-    # A teacher re-ordered, or in another precision, is another teacher to whoever asks for its fingerprint.
-    run.__qualname__ = f"{network.forward_name}{'[bfloat16]' if plan.teacher_bfloat16 else ''}"
-    source = Live(network.module, taps=plan.teacher_taps, forward=teacher_forward(run))
+def cached_teacher(
+    plan: Plan, folder: Path, live: Source, progress: Progress, part: tuple[int, int] | None = None
+) -> Source:
+    """The teacher's signals on the training samples, asked once and kept on disk; or a ``part`` of several writers."""
+    loader = _cache_loader(plan)
+    fingerprint = {"precision": "bfloat16" if plan.teacher_bfloat16 else "float32"}
+    if plan.language is not None:
+        # Tokens say all: how the data were split, cut and templated.
+        fingerprint |= plan.language.fingerprint()
+    else:
+        fingerprint |= {"preprocessing": plan.teacher.preprocessing_fingerprint(), **plan.data.fingerprint}
     try:
-        yield source
-    finally:
-        source.taps.close()
-
-
-def cached_teacher(plan: Plan, folder: Path, live: Live, progress: Progress, codec: str = "float16") -> Source:
-    """The teacher's signals on the training samples, asked once and kept on disk."""
-    split = plan.data.splits.train
-    loader = loader_of(plan, split, shuffle=False, live_teacher=True, batch_size=max(32, plan.batch_size))
-    fingerprint = {
-        "preprocessing": plan.teacher.preprocessing_fingerprint(),
-        "precision": "bfloat16" if plan.teacher_bfloat16 else "float32",
-        **plan.data.fingerprint,
-    }
-    try:
-        _fill(plan, folder, live, loader, codec, fingerprint, progress)
+        _fill(plan, folder, live, loader, fingerprint, progress, part)
     except StaleCache:
         if plan.settings.cache or not plan.settings.overwrite:
             raise
         # The run that is being replaced had another teacher or other data.
         shutil.rmtree(folder)
-        _fill(plan, folder, live, loader, codec, fingerprint, progress)
-    return Cached(folder, expect={"teacher": live.fingerprint(), **fingerprint})
+        _fill(plan, folder, live, loader, fingerprint, progress, part)
+    source = Cached(folder, expect={"teacher": live.fingerprint(), **fingerprint})
+    return with_head(plan, source)
+
+
+def _cache_loader(plan: Plan) -> TensorLoader:
+    if plan.language is not None:
+        return plan.language.loader("train", plan.batch_size, ready=True)
+    split = plan.data.splits.train
+    return loader_of(plan, split, shuffle=False, live_teacher=True, batch_size=max(32, plan.batch_size))
+
+
+def cache_costs(plan: Plan, live: Source, writers: int = 1) -> Estimate:
+    """What caching the plan's training samples will take: bytes by the codec, seconds by one measured batch."""
+    loader, language, needs = _cache_loader(plan), plan.language, kept_signals(plan)
+    # Of a language model's batches, sorted by length, one from the middle.
+    middle = islice(iter(loader), len(loader) // 2, None)
+    batch = next(middle) if language is not None else loader.peek()
+    return estimate(
+        live, batch, loader.samples, needs, plan.codec,
+        ragged=needs if language is not None else (), positions=language.learnt("train") if language else None,
+        writers=writers,
+    )  # fmt: skip
+
+
+def kept_signals(plan: Plan) -> tuple[str, ...]:
+    """Names of what a cache of the plan's teacher holds."""
+    return ("hidden",) if plan.signals.kind == "hidden" else plan.objective.needs.teacher
 
 
 def _fill(
     plan: Plan,
     folder: Path,
-    live: Live,
+    live: Source,
     loader: TensorLoader,
-    codec: str,
     fingerprint: Mapping[str, str],
     progress: Progress,
+    part: tuple[int, int] | None,
 ) -> None:
+    needs = kept_signals(plan)
     with progress.bar("teacher signals", loader.samples) as advance:
         write_cache(
             live,
             loader,
             folder,
-            plan.objective.needs.teacher,
-            codec=codec,
+            needs,
+            codec=plan.codec,
             fingerprint=fingerprint,
             progress=lambda seen, added: advance(seen),
+            # Of a text the tokens that are learnt are kept, whatever they are padded with.
+            ragged=needs if plan.language is not None else (),
+            part=part,
         )
 
 
@@ -183,6 +195,23 @@ def _train(
     return _fit(plan, objective, teacher, loader, plan.student.forward, out, progress, title, taps)
 
 
+def distiller_of(
+    plan: Plan,
+    objective: Objective,
+    teacher: Source | None,
+    *,
+    forward: Forward | None = None,
+    taps: Mapping[str, str] | None = None,
+) -> Distiller:
+    """What trains the student of a plan. Without a teacher a language model reads the data's own text."""
+    if plan.language is not None:
+        return language_distiller(plan, objective, teacher, text="data" if teacher is None else None)
+    return Distiller(
+        plan.student.module, objective, teacher,
+        optimizer=plan.optimizer, taps=taps, forward=forward or plan.student.forward,
+    )  # fmt: skip
+
+
 def _fit(
     plan: Plan,
     objective: Objective,
@@ -195,7 +224,7 @@ def _fit(
     taps: Mapping[str, str],
 ) -> History:
     settings = plan.settings
-    distiller = Distiller(plan.student.module, objective, teacher, optimizer=plan.optimizer, taps=taps, forward=forward)
+    distiller = distiller_of(plan, objective, teacher, forward=forward, taps=taps)
     primary, higher = plan.primary
     try:
         return fit(

@@ -1,11 +1,13 @@
-"""Causal language models that write: prompts and answers, generation, revision, replay, spans."""
+"""Causal language models that write (prompts and answers, generation, revision, replay, spans), and shorter prompts."""
 
 from __future__ import annotations
 
+from limbeck.language.alignment import AlignmentReport, Cutter, match_spans
 from limbeck.language.candidates import CandidateClassifier, answer_scores, candidate_scores
-from limbeck.language.compression import BehindPrefix, ContextCompressor, SharedPrompt
-from limbeck.language.distiller import SequenceDistiller, check_tokenizers
-from limbeck.language.generation import Decoding, choose, generate
+from limbeck.language.checks import check_alignment, check_tokenizers, check_writer
+from limbeck.language.compressors import Instructed, Known, Saliency
+from limbeck.language.distiller import SequenceDistiller
+from limbeck.language.generation import Decoding, Generator, choose, generate
 from limbeck.language.in_context import (
     InContext,
     Prefix,
@@ -15,12 +17,30 @@ from limbeck.language.in_context import (
     pack_demonstrations,
     prefixed_logits,
 )
+from limbeck.language.keeping import Keeper
+from limbeck.language.likelihood import continuation_log_likelihood, self_information
+from limbeck.language.packing import packed
+from limbeck.language.prefixes import BehindPrefix, ContextCompressor, SharedPrompt
+from limbeck.language.retokenizer import Retokenized, Retokenizer
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
-from limbeck.language.sequences import Sequences, answer_logits, left_aligned, pad_rows, positions
+from limbeck.language.sequences import (
+    Sequences,
+    answer_head,
+    answer_hidden,
+    answer_logits,
+    check_head,
+    left_aligned,
+    pad_rows,
+    positions,
+)
+from limbeck.language.served import ServedDecoding
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
+from limbeck.language.text import parse_text, writes
+from limbeck.language.texts import write_texts
 from limbeck.language.writers import (
     AdaptiveShare,
     DataText,
+    Mixed,
     OnPolicy,
     ReplayBuffer,
     Replayed,
@@ -32,35 +52,52 @@ from limbeck.language.writers import (
 )
 
 __all__ = [
-    "FUNCTION_WORDS",
     "AdaptiveShare",
+    "AlignmentReport",
     "BehindPrefix",
     "CandidateClassifier",
     "ContextCompressor",
     "Correction",
+    "Cutter",
     "DataText",
     "Decoding",
+    "FUNCTION_WORDS",
     "FunctionWordSpans",
+    "Generator",
     "InContext",
+    "Instructed",
+    "Keeper",
+    "Known",
+    "Mixed",
     "OnPolicy",
     "Prefix",
     "RandomSpans",
     "ReplayBuffer",
     "Replayed",
-    "Reviser",
+    "Retokenized",
+    "Retokenizer",
     "Revised",
+    "Reviser",
+    "Saliency",
     "SequenceDistiller",
     "Sequences",
-    "Step",
+    "ServedDecoding",
     "SharedPrompt",
+    "Step",
     "StoredText",
     "WindowSpans",
     "Writer",
+    "answer_head",
+    "answer_hidden",
     "answer_logits",
     "answer_scores",
     "candidate_scores",
+    "check_alignment",
+    "check_head",
     "check_tokenizers",
+    "check_writer",
     "choose",
+    "continuation_log_likelihood",
     "corrected_prefix",
     "full_context_logits",
     "generate",
@@ -68,11 +105,17 @@ __all__ = [
     "in_context_batch",
     "left_aligned",
     "locate",
+    "match_spans",
     "pack_demonstrations",
+    "packed",
     "pad_rows",
+    "parse_text",
     "pieces_of",
     "positions",
     "prefixed_logits",
+    "self_information",
     "token_divergence",
     "without_answers",
+    "write_texts",
+    "writes",
 ]

@@ -28,7 +28,8 @@ def candidate_scores(
 
         score = -(sum of the answer's token losses) / (number of its tokens)
 
-    The mean, not the sum, so that long answers are not punished for their length.
+    The mean, not the sum, so that long answers are not punished for their length. For texts and their tokenizer see
+    :func:`~limbeck.language.continuation_log_likelihood`.
 
     Args:
         read: runs a model, such as ``lambda given: full_context_logits(model, given.batch())["logits"]``.

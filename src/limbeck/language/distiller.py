@@ -9,11 +9,15 @@ from torch import Tensor, nn
 
 from limbeck.data.views import view_seeds
 from limbeck.engine import Distiller
-from limbeck.errors import UserError
+from limbeck.language.alignment import AlignmentReport
+from limbeck.language.checks import check_alignment, check_tokenizers, check_writer
+from limbeck.language.retokenizer import Retokenizer, prompts_of
 from limbeck.language.sequences import Sequences, answer_logits
 from limbeck.language.writers import DataText, Step, Writer
+from limbeck.models.compare import first_logits
+from limbeck.models.tokens import vocabulary_size
 from limbeck.objectives.base import Objective
-from limbeck.signals import Batch, Signals
+from limbeck.signals import Batch, Forward, Signals
 from limbeck.sources import Live, Source
 
 
@@ -28,6 +32,11 @@ class SequenceDistiller(Distiller):
     Args:
         student, objective, teacher: as in ``Distiller``; a plain network is run by
             :func:`~limbeck.language.answer_logits`.
+        tokenizers: the student's and the teacher's: their content is compared, and logits are cut to their size.
+        retokenizer: for a teacher of another tokenizer. It reads every text in its own tokens, and objectives compare
+            spans of both (:class:`~limbeck.objectives.LikelihoodMatching`,
+            :class:`~limbeck.objectives.UniversalLogitDistance`); any other objective on the teacher is refused. A
+            column ``teacher_prompt`` of the input, with its mask, is the prompt by the teacher's own chat template.
         writer: whose text; the data's by default.
         seed: of everything that is drawn while writing. A step's draws depend on it, the number of the step and the
             ids of the samples alone.
@@ -39,19 +48,31 @@ class SequenceDistiller(Distiller):
         objective: Objective,
         teacher: Source | nn.Module | None = None,
         *,
+        tokenizers: tuple[Any, Any] | None = None,
+        retokenizer: Retokenizer | None = None,
         writer: Writer | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
-        if isinstance(teacher, nn.Module):
-            check_tokenizers(student, teacher)
-            teacher = Live(teacher, forward=answer_logits)
-        super().__init__(student, objective, teacher, **{"forward": answer_logits, **options})
+        forward = answer_logits if tokenizers is None else cut_logits(answer_logits, tokenizers[0])
+        network = teacher if isinstance(teacher, nn.Module) else None
+        if retokenizer is None and (network is not None or tokenizers is not None):
+            check_tokenizers(student, network, tokenizers)
+        if network is not None:
+            teacher = Live(network, forward=forward)
+        super().__init__(student, objective, teacher, **{"forward": forward, **options})
+        self.retokenizer = retokenizer
+        self.alignment: AlignmentReport | None = None
         self.writer, self.seed = writer or DataText(), seed
+        check_writer(objective, self.writer)
+        check_alignment(objective, self.writer, retokenizer is not None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(self.written(batch), batch_idx)
         self.latest_terms |= {name: value.detach() for name, value in self.writer.observed().items()}
+        if self.alignment is not None:
+            found = self.alignment.summary()
+            self.latest_terms |= {f"spans/{name}": torch.tensor(value) for name, value in found.items()}
         return loss
 
     def written(self, batch: Batch) -> dict[str, Any]:
@@ -59,7 +80,9 @@ class SequenceDistiller(Distiller):
         given = Sequences.of(batch["input"]).trimmed()
         views = view_seeds(self.seed, self.steps_done, batch["id"])
         with torch.no_grad():
-            text = self.writer(Step(self.student, self.teacher, given, views, batch["id"], self.progress))
+            # A teacher of another tokenizer cannot read the student's tokens to correct them.
+            reader = self.teacher if self.retokenizer is None else None
+            text = self.writer(Step(self.student, reader, given, views, batch["id"], self.progress))
         return self._joined(text, given, batch, views)
 
     def plain(self, batch: Batch) -> dict[str, Any]:
@@ -69,7 +92,19 @@ class SequenceDistiller(Distiller):
 
     def _joined(self, text: Sequences, given: Sequences, batch: Batch, views: Tensor) -> dict[str, Any]:
         made, data = text.batch(), given.batch()
-        return {**made, "id": batch["id"], "draws": views, "data": made if text is given else data}
+        # Other columns go on with their samples: a teacher may be chosen by one.
+        others = {name: value for name, value in batch.items() if name not in ("input", "target", "mask")}
+        joined = {**others, **made, "draws": views, "data": made if text is given else data}
+        if self.retokenizer is None:
+            return joined
+        aligned = self.retokenizer(text, prompts_of(batch["input"]))
+        self.alignment = aligned.report
+        return {**joined, **aligned.entries()}
+
+    def teacher_signals(self, batch: Batch) -> Signals:
+        if "teacher_input" in batch:
+            batch = {**batch, **batch["teacher_input"]}
+        return super().teacher_signals(batch)
 
     def student_signals(self, batch: Batch) -> Signals:
         signals = super().student_signals(batch)
@@ -97,14 +132,6 @@ class SequenceDistiller(Distiller):
         self.writer.load_state_dict(checkpoint["limbeck"].get("writer", {}))
 
 
-def check_tokenizers(student: nn.Module, teacher: nn.Module) -> None:
-    """Refuse two transformers models of different vocabularies: what one calls token 17 is another word to the other.
-
-    Equal sizes do not prove equal tokenizers; where these are at hand compare
-    :func:`limbeck.cache.fingerprint_tokenizer` of both.
-    """
-    sizes = [getattr(getattr(model, "config", None), "vocab_size", None) for model in (student, teacher)]
-    if None not in sizes and sizes[0] != sizes[1]:
-        raise UserError(
-            "teacher's vocabulary", f"{sizes[1]} tokens", f"the student's, {sizes[0]}", "both must use one tokenizer"
-        )
+def cut_logits(forward: Forward, tokenizer: Any) -> Forward:
+    """The same run with logits of the tokenizer's own tokens alone, without a table's padding."""
+    return first_logits(forward, vocabulary_size(tokenizer))

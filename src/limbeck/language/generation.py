@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,26 @@ def generate(
     width = max(int(written.max()), 1)
     present = torch.arange(width, device=ids.device) < written[:, None]
     return given.with_answers(answer[:, :width], present)
+
+
+class Generator(Protocol):
+    """Whatever can write answers on: :class:`Decoding` with a model that is here, or
+    :class:`~limbeck.language.ServedDecoding` with one behind a server."""
+
+    @property
+    def pad(self) -> int:
+        """Filler behind an answer."""
+
+    @property
+    def temperature(self) -> float:
+        """Of the samples."""
+
+    @property
+    def top_p(self) -> float:
+        """Of the samples."""
+
+    def __call__(self, model: nn.Module, given: Sequences, views: Tensor | None = None) -> Sequences:
+        """The prompts with answers, which begin with those of ``given``; the most probable ones without views."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
-from limbeck.language.generation import Decoding
+from limbeck.language.generation import Generator
 from limbeck.language.sequences import Sequences, answer_logits, chosen_place
 from limbeck.losses import forward_kl
 from limbeck.nn.mode import evaluating
+from limbeck.signals import HeadLogits
 from limbeck.sources import Source
 
 RULES = ("divergence", "random")
@@ -130,7 +131,7 @@ class Reviser:
         corrections: of the latest call, one per round.
     """
 
-    decoding: Decoding
+    decoding: Generator
     rounds: int = 1
     rule: str = "divergence"
     first: int | None = None
@@ -152,6 +153,8 @@ class Reviser:
 
 
 def _logits(value: object) -> Tensor:
+    if isinstance(value, HeadLogits):
+        return value.to_dense()
     if not isinstance(value, Tensor):
         raise UserError("teacher", "sparse logits", "a live teacher", "a revised text is new, no cache holds it")
     return value

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from limbeck.data.views import uniform
 from limbeck.errors import UserError
-from limbeck.signals import Batch, name_output
+from limbeck.nn.output_head import OutputHead
+from limbeck.signals import Batch, HeadLogits, name_output
 
 COLUMNS = ("prompt", "prompt_mask", "answer", "answer_mask")
 
@@ -137,6 +138,47 @@ def answer_logits(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     logits = name_output(model(**batch["input"], **options))["logits"]
     # The last position predicts what would follow the answer.
     return {"logits": logits[:, -count - 1 : -1]}
+
+
+def answer_hidden(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """What the head of a causal model is given, for every answer token: ``hidden`` ``[B, A, width]``.
+
+    Behind the last normalisation; the head itself does not run. :func:`check_head` tells whether that is all that a
+    model does before its head.
+    """
+    trunk = getattr(model, "base_model", model)
+    states = None
+    if trunk is not model:
+        states = getattr(trunk(**batch["input"], use_cache=False), "last_hidden_state", None)
+    if states is None:
+        raise UserError("model", type(model).__name__, "a causal model of transformers, with a head on a base_model")
+    return {"hidden": states[:, -batch["target"].shape[1] - 1 : -1]}
+
+
+def answer_head(model: nn.Module, batch: Batch) -> dict[str, HeadLogits]:
+    """:func:`answer_logits` that are not multiplied out: losses that can work on a chunk of rows at a time.
+
+    As ``forward`` of a student and of a ``Live`` teacher it makes the memory of their comparison flat in the size of
+    the vocabulary.
+    """
+    return {"logits": OutputHead.of(model)(answer_hidden(model, batch)["hidden"])}
+
+
+def check_head(model: nn.Module, batch: Batch, head: OutputHead | None = None, *, tolerance: float = 1e-4) -> float:
+    """Largest difference of a model's own logits and those of its hidden states through ``head``, on one batch.
+
+    Raises:
+        UserError: it is above ``tolerance`` times the largest logit: the model does something at its head that is
+            not known here, or the head is another model's.
+    """
+    with torch.no_grad():
+        whole = answer_logits(model, batch)["logits"].float()
+        ours = (head or OutputHead.of(model))(answer_hidden(model, batch)["hidden"]).to_dense().float()
+    mask = batch["mask"]
+    worst = float((ours - whole).abs()[mask].max()) if bool(mask.any()) else 0.0
+    if not worst <= tolerance * max(1.0, float(whole[mask].abs().max()) if bool(mask.any()) else 1.0):
+        raise UserError("head", f"logits that differ by {worst:.3g} from the model's", "the model's own head")
+    return worst
 
 
 def left_aligned(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

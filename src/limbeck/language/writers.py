@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.data.views import uniform
 from limbeck.errors import UserError
-from limbeck.language.generation import Decoding
+from limbeck.language.generation import Generator
 from limbeck.language.revision import Reviser
 from limbeck.language.sequences import COLUMNS, Sequences
 from limbeck.schedules import Schedule, at
@@ -81,7 +81,7 @@ class StoredText(Writer):
 class OnPolicy(Writer):
     """The student's samples to the data's prompts."""
 
-    def __init__(self, decoding: Decoding) -> None:
+    def __init__(self, decoding: Generator) -> None:
         self.decoding = decoding
 
     def __call__(self, step: Step) -> Sequences:
@@ -102,6 +102,36 @@ class Revised(Writer):
     def observed(self) -> dict[str, Tensor]:
         found = self.writer.observed()
         return found | (self.reviser.corrections[0].summary() if self.reviser.corrections else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.writer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.writer.load_state_dict(state)
+
+
+class Mixed(Writer):
+    """Some steps write, the others read the data: a step is written with probability ``share``.
+
+    Source: Agarwal et al., On-Policy Distillation of Language Models (GKD), ICLR 2024, with its share lambda.
+
+    Args:
+        writer: of those steps. share: a number from 0 to 1, or a schedule of progress.
+    """
+
+    def __init__(self, writer: Writer, share: float | Schedule = 0.5) -> None:
+        for value in (at(share, 0.0), at(share, 1.0)):
+            if not 0 <= value <= 1:
+                raise UserError("share", value, "0 to 1")
+        self.writer, self.share, self.written = writer, share, False
+
+    def __call__(self, step: Step) -> Sequences:
+        self.written = float(uniform(step.views[:1], _DECISIONS)) < at(self.share, step.progress)
+        return self.writer(step) if self.written else step.given
+
+    def observed(self) -> dict[str, Tensor]:
+        found = {"text_new": torch.tensor(float(self.written)), "text_data": torch.tensor(float(not self.written))}
+        return {**self.writer.observed(), **found}
 
     def state_dict(self) -> dict[str, Any]:
         return self.writer.state_dict()

@@ -9,6 +9,7 @@ Every docstring has three lines that ``tools/loss_table.py`` reads for docs/loss
 
 from __future__ import annotations
 
+from limbeck.losses.aligned import likelihood_matching, span_places, span_sums, universal_logit_distance
 from limbeck.losses.classification import cross_entropy, decoupled_kd, logit_standardisation, standardised_kl
 from limbeck.losses.clipping import Ranked, clipped_kl, kept_mass, ranked_classes, window, windowed_kl
 from limbeck.losses.contrastive import info_nce, nt_xent, soft_info_nce, supervised_contrastive
@@ -54,6 +55,13 @@ from limbeck.losses.relations import (
     similarity_distribution,
     similarity_preserving,
 )
+from limbeck.losses.sampled import (
+    keep_top,
+    sampled_forward_kl,
+    sampled_jensen_shannon,
+    sampled_reverse_kl,
+    token_log_probs,
+)
 from limbeck.losses.score import denoising, score_identity, toward_target
 from limbeck.losses.scores import score_mse, soft_bce
 from limbeck.losses.selection import selected_tokens
@@ -93,7 +101,9 @@ __all__ = [
     "iou_regression",
     "jeffreys",
     "jensen_shannon",
+    "keep_top",
     "kept_mass",
+    "likelihood_matching",
     "linear_cross_entropy",
     "linear_divergence",
     "linear_sparse_divergence",
@@ -118,8 +128,11 @@ __all__ = [
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
-    "score_mse",
+    "sampled_forward_kl",
+    "sampled_jensen_shannon",
+    "sampled_reverse_kl",
     "score_identity",
+    "score_mse",
     "selected_tokens",
     "self_attention_relations",
     "similarity_distribution",
@@ -133,13 +146,17 @@ __all__ = [
     "soft_cross_entropy",
     "soft_info_nce",
     "soft_ranks",
+    "span_places",
     "span_product",
+    "span_sums",
     "spearman",
     "standardised_kl",
     "supervised_contrastive",
+    "token_log_probs",
     "total_variation",
     "toward_target",
     "unit_vectors",
+    "universal_logit_distance",
     "window",
     "windowed_kl",
 ]

@@ -41,6 +41,20 @@ def split_over(processes: int, add: Callable[[Tensor], Tensor]) -> Iterator[None
         _PROCESSES.reset(token)
 
 
+_COUNTS: ContextVar[list[Tensor] | None] = ContextVar("counts", default=None)
+
+
+@contextmanager
+def counting() -> Iterator[list[Tensor]]:
+    """Inside, every mean over rows notes how many they were, over all processes; a given ``denominator`` is not one."""
+    counts: list[Tensor] = []
+    token = _COUNTS.set(counts)
+    try:
+        yield counts
+    finally:
+        _COUNTS.reset(token)
+
+
 def finish_rows(
     summed: Tensor, rows: Tensor | int, *, reduction: str, denominator: Tensor | float | None = None
 ) -> Tensor:
@@ -58,6 +72,8 @@ def finish_rows(
         denominator = torch.as_tensor(rows, device=summed.device)
         if processes is not None:
             denominator = processes.add(denominator)
+        if (counts := _COUNTS.get()) is not None:
+            counts.append(denominator)
         denominator = denominator.clamp_min(1)
     return summed / denominator
 

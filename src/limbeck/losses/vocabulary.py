@@ -47,6 +47,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
+    finish: Callable[[Tensor], Tensor] | None = None,
     chunk: int | None = None,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
@@ -65,6 +66,7 @@ def linear_cross_entropy(
         target: integer labels ``[...]``.
         bias: ``[vocabulary]`` of the head.
         label_smoothing, ignore_index: see :func:`~limbeck.losses.classification.cross_entropy`.
+        finish: what some rows' logits go through before the softmax, such as ``HeadLogits.finish``.
         chunk: rows whose logits exist at a time; by default about 64 MiB of them.
         mask, weight, reduction, denominator: see :func:`~limbeck.losses.reduce.reduce_rows`. With
             ``reduction="none"``, or a ``weight`` or ``denominator`` that needs a gradient, the logits are
@@ -84,9 +86,11 @@ def linear_cross_entropy(
     )
 
     def compare(logits: Tensor, target: Tensor) -> Tensor:
+        logits = logits if finish is None else finish(logits)
         return cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="none")
 
-    given = Rows(compare, (target,), overwrite=_softmax_minus_label if label_smoothing == 0 else None)
+    plain = label_smoothing == 0 and finish is None
+    given = Rows(compare, (target,), overwrite=_softmax_minus_label if plain else None)
     return reduce_chunked(
         hidden, head_weight, bias, given, chunk=chunk,
         mask=mask, weight=weight, reduction=reduction, denominator=denominator,
@@ -97,7 +101,7 @@ def linear_divergence(
     student_hidden: Tensor,
     student_weight: Tensor,
     teacher_hidden: Tensor,
-    teacher_weight: Tensor,
+    teacher_weight: Tensor | None,
     *,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
@@ -123,7 +127,7 @@ def linear_divergence(
         student_hidden: ``[..., width]``.
         student_weight: ``[vocabulary, width]``.
         teacher_hidden: ``[..., width of the teacher]``, the same rows.
-        teacher_weight: ``[vocabulary, width of the teacher]``.
+        teacher_weight: ``[vocabulary, width of the teacher]``; None where ``teacher_hidden`` are logits already.
         student_bias, teacher_bias: ``[vocabulary]``.
         divergence: a name in :data:`DIVERGENCES`, or a function of (student logits, teacher logits), both
             ``[n, vocabulary]``, that gives one value per row from that row alone:
@@ -144,15 +148,14 @@ def linear_divergence(
     rows = student_hidden.shape[:-1]
     if teacher_hidden.shape[:-1] != rows:
         raise UserError("teacher_hidden", f"rows {list(teacher_hidden.shape[:-1])}", f"the student's, {list(rows)}")
-    if len(teacher_weight) != len(student_weight):
-        raise UserError(
-            "teacher_weight",
-            f"a vocabulary of {len(teacher_weight)}",
-            f"the student's, {len(student_weight)}",
-        )
+    vocabulary = teacher_hidden.shape[-1] if teacher_weight is None else len(teacher_weight)
+    if vocabulary != len(student_weight):
+        key = "teacher_hidden" if teacher_weight is None else "teacher_weight"
+        raise UserError(key, f"a vocabulary of {vocabulary}", f"the student's, {len(student_weight)}")
     compare = _named(divergence, temperature, teacher_temperature, scale)
     teacher_bias = None if teacher_bias is None else teacher_bias.detach()
-    given = Rows(compare, (teacher_hidden.detach(),), (teacher_weight.detach(), teacher_bias))
+    head = None if teacher_weight is None else (teacher_weight.detach(), teacher_bias)
+    given = Rows(compare, (teacher_hidden.detach(),), head)
     return reduce_chunked(
         student_hidden, student_weight, student_bias, given, chunk=chunk,
         mask=check_row_mask(mask, rows), weight=weight, reduction=reduction, denominator=denominator,

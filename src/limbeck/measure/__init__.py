@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from limbeck.measure.bm25 import BM25, recall_of_scores
 from limbeck.measure.calibration import (
     Calibration,
     ReliabilityBin,
@@ -34,6 +35,7 @@ from limbeck.measure.probes import features_of, linear_probe, neighbour_probe
 from limbeck.measure.quality import auc, classification, language_modelling, perplexity, regression, retrieval
 
 __all__ = [
+    "BM25",
     "Calibration",
     "PeakMemory",
     "ReliabilityBin",
@@ -70,6 +72,7 @@ __all__ = [
     "parameters",
     "peak_memory",
     "perplexity",
+    "recall_of_scores",
     "regression",
     "reliability",
     "retrieval",

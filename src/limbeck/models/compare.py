@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.cache.fingerprint import fingerprint_tokenizer
+from limbeck.cache.fingerprint import fingerprint_text, fingerprint_tokenizer
 from limbeck.errors import UserError
 from limbeck.models.network import Network
-from limbeck.signals import Batch, Forward
+from limbeck.models.tokens import added_tokens, pipeline, token_bytes, token_kind, vocabulary_size
+from limbeck.signals import Batch, Forward, HeadLogits
+
+SAME_TOKENS = "both have the same tokens under other numbers: compare_tokenizers(remap=True) lets the teacher translate"
+OTHER_TOKENS = (
+    "give a student with the teacher's tokenizer, such as slice:layers=...; or keep both and train on aligned spans, "
+    "with SequenceDistiller(retokenizer=...) and likelihood_matching or universal_logit_distance; or distil embeddings"
+)
 
 
 def compare_labels(network: Network, labels: Sequence[str] | int | None, *, key: str = "teacher labels") -> str:
@@ -80,11 +88,19 @@ def reordered(forward: Forward, permutation: Sequence[int]) -> Forward:
     return run
 
 
-def compare_tokenizers(teacher: Network, student: Network, *, key: str = "student tokenizer") -> str:
-    """Make sure that two language models count tokens alike, and cut padded vocabularies to what both have.
+def compare_tokenizers(
+    teacher: Network, student: Network, *, remap: bool = False, key: str = "student tokenizer"
+) -> str:
+    """Make sure that two language models mean the same by every token, and cut padded vocabularies to what both have.
 
-    Embedding tables are often padded beyond the tokenizer; when the two networks' differ in that alone, both are
-    made to answer for the tokenizer's own tokens only.
+    Tokenizers are compared by content: the bytes of every id, the merges and rules that cut text, special tokens and
+    chat template. Embedding tables are often padded beyond the tokenizer, to a multiple of 64 say: whoever has such
+    rows is made to answer for the tokenizer's own tokens only, so that the padding gets no mass. (Nobody trains those
+    rows then. Cut them off a student that starts at random: ``resize_token_embeddings``.)
+
+    Args:
+        remap: where both have the same tokens under other numbers, let the teacher translate: it takes the student's
+            ids and gives its logits in the student's order.
 
     Returns:
         What was concluded, for the plan; empty when there was nothing to do.
@@ -98,61 +114,138 @@ def compare_tokenizers(teacher: Network, student: Network, *, key: str = "studen
         raise UserError(key, f"a {who} without a tokenizer", "two networks with the same tokenizer")
     notes = []
     if fingerprint_tokenizer(ours) != fingerprint_tokenizer(theirs):
-        difference = _difference(theirs, ours)
-        if difference:
-            hint = "give a student with the teacher's tokenizer, such as slice:layers=..., or distil embeddings instead"
-            raise UserError(key, difference, "the teacher's vocabulary and rules", hint)
-        notes.append("the tokenizers differ only in special tokens or templates")
-    rows = (_vocabulary_rows(teacher), _vocabulary_rows(student))
-    if rows[0] != rows[1] and None not in rows:
-        size = len(theirs)
-        if min(row for row in rows if row is not None) < size:
-            raise UserError(
-                key,
-                f"{rows[1]} rows of logits, the teacher has {rows[0]}",
-                f"at least the tokenizer's {size}",
-            )
-        for network in (teacher, student):
-            network.forward = first_logits(network.forward, size)
+        difference = tokenizer_difference(theirs, ours)
+        permutation = match_tokens(theirs, ours) if difference else None
+        if permutation is not None and remap:
+            teacher.forward = remapped(teacher.forward, permutation)
+            notes.append("both have the same tokens under other numbers; the teacher translates")
+        elif difference:
+            options = SAME_TOKENS if permutation is not None else OTHER_TOKENS
+            raise UserError(key, difference, "the teacher's vocabulary and rules", options)
+        else:
+            differing = ", ".join(_markers(theirs, ours))
+            notes.append(f"the tokenizers differ only in special tokens or templates: {differing}")
+    size, rows = vocabulary_size(ours), (_vocabulary_rows(teacher), _vocabulary_rows(student))
+    if any(row is not None and row < size for row in rows):
+        raise UserError(key, f"{rows[1]} rows of logits, the teacher has {rows[0]}", f"at least the tokenizer's {size}")
+    padded = [network for network, row in zip((teacher, student), rows, strict=True) if row is not None and row > size]
+    for network in padded:
+        network.forward = first_logits(network.forward, size)
+    if padded:
         notes.append(f"padded vocabularies of {rows[0]} and {rows[1]} rows are compared on the {size} tokens")
     return "; ".join(notes)
 
 
-def first_logits(forward: Forward, size: int) -> Forward:
-    """The same run with only the first ``size`` logits: the rest of a padded vocabulary means nothing."""
+def tokenizer_difference(theirs: Any, ours: Any) -> str:
+    """How two tokenizers differ in what their ids mean or in how they cut text, in words.
 
-    def run(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        signals = forward(model, batch)
-        return {**signals, "logits": signals["logits"][..., :size]}
-
-    run.__qualname__ = f"{forward.__qualname__}[:{size}]"
-    return run
-
-
-def _difference(theirs: Any, ours: Any) -> str:
-    """How two tokenizers differ, in words; empty when only special tokens or templates do."""
-    left, right = dict(theirs.get_vocab()), dict(ours.get_vocab())
+    Empty when they agree in that, whatever their special tokens and templates are.
+    """
+    left, right = _content(theirs), _content(ours)
     if left != right:
-        moved = sum(left[token] != number for token, number in right.items() if token in left)
-        lost, new = set(left) - set(right), set(right) - set(left)
-        example = next(iter(sorted(lost | new)), None) or next(t for t in sorted(left) if left[t] != right.get(t))
+        numbers, others = ({what: number for number, what in side.items()} for side in (left, right))
+        lost, new = numbers.keys() - others.keys(), others.keys() - numbers.keys()
+        moved = [what for what, number in numbers.items() if others.get(what, number) != number]
+        example = _shown(min(lost | new, default=None) or min(moved, default=None))
         return (
-            f"another vocabulary: {len(lost)} tokens are missing, {len(new)} are new, {moved} have other numbers "
-            f"(for example {example!r})"
+            f"another vocabulary: {len(lost)} tokens are missing, {len(new)} are new, {len(moved)} have other numbers"
+            f"{example}"
         )
     if _rules(theirs) != _rules(ours):
         return "the same vocabulary with other merges or another normaliser"
     return ""
 
 
-def _rules(tokenizer: Any) -> Any:
-    import json
+def match_tokens(theirs: Any, ours: Any) -> list[int] | None:
+    """For every id of ``ours`` the id of the same token in ``theirs``; None where one has what the other lacks.
 
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    Both must also cut text alike.
+    """
+    left, right = _content(theirs), _content(ours)
+    numbers = {what: number for number, what in left.items()}
+    if len(numbers) != len(left) or len(set(right.values())) != len(right) or numbers.keys() != set(right.values()):
+        return None
+    if _rules(theirs) != _rules(ours) or sorted(right) != list(range(len(right))):
+        return None
+    return [numbers[right[number]] for number in range(len(right))]
+
+
+def remapped(forward: Forward, permutation: Sequence[int]) -> Forward:
+    """The same run of a network that knows token ``i`` as ``permutation[i]``: ids in, logits out are translated."""
+    index = torch.tensor(list(permutation))
+
+    def translate(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        given = batch["input"]
+        ids = index.to(given["input_ids"].device)[given["input_ids"]]
+        return forward(model, {**batch, "input": {**given, "input_ids": ids}})
+
+    translated = reordered(translate, permutation)
+    translated.__qualname__ = f"{forward.__qualname__}[{fingerprint_text(list(permutation))[:16]}]"
+    return translated
+
+
+def shared_vocabulary(teacher: Network, student: Network) -> int | None:
+    """Tokens that both networks answer for, where one of them has padding behind its vocabulary; else None."""
+    size, rows = vocabulary_size(student.tokenizer), (_vocabulary_rows(teacher), _vocabulary_rows(student))
+    return size if any(row is not None and row > size for row in rows) else None
+
+
+def first_logits(forward: Forward, size: int) -> Forward:
+    """The same run with only the first ``size`` logits: the rest of a padded vocabulary means nothing."""
+
+    def run(model: nn.Module, batch: Batch) -> dict[str, Any]:
+        signals = forward(model, batch)
+        logits: Any = signals["logits"]
+        if not isinstance(logits, HeadLogits):
+            return {**signals, "logits": logits[..., :size]}
+        bias = None if logits.bias is None else logits.bias[:size]
+        cut: Any = replace(logits, weight=logits.weight[:size], bias=bias)
+        return {**signals, "logits": cut}
+
+    run.__qualname__ = f"{forward.__qualname__}[:{size}]"
+    return run
+
+
+def _content(tokenizer: Any) -> dict[int, tuple[bytes, str]]:
+    """What every id stands for: its bytes, and what kind of token writes them."""
+    if not hasattr(getattr(tokenizer, "backend_tokenizer", tokenizer), "to_str"):
+        return {number: (token.encode(), "") for token, number in tokenizer.get_vocab().items()}
+    added, kind = added_tokens(tokenizer), token_kind(tokenizer)
+    words = tokenizer.get_vocab()
+    table = token_bytes(tokenizer)
+
+    def sort(token: str, number: int) -> str:
+        if number in added:
+            return "added"
+        # SentencePiece may have a letter as a token and as a byte; WordPiece inside a word and at its beginning.
+        return kind if token.startswith(("<0x", "##")) and kind in ("sentencepiece", "wordpiece") else ""
+
+    return {number: (table[number] or b"", sort(token, number)) for token, number in words.items()}
+
+
+def _shown(what: tuple[bytes, str] | None) -> str:
+    return "" if what is None else f" (for example {what[0].decode(errors='backslashreplace')!r})"
+
+
+def _rules(tokenizer: Any) -> Any:
+    if not hasattr(getattr(tokenizer, "backend_tokenizer", tokenizer), "to_str"):
         return type(tokenizer).__qualname__
-    content = json.loads(backend.to_str())
-    return {key: content.get(key) for key in ("model", "normalizer", "pre_tokenizer")}
+    content = pipeline(tokenizer)
+    model = {key: value for key, value in (content.get("model") or {}).items() if key != "vocab"}
+    if isinstance(content["model"].get("vocab"), list):
+        # Unigram: a token's score decides how text is cut.
+        model["scores"] = sorted((str(token), score) for token, score in content["model"]["vocab"])
+        model.pop("unk_id", None)
+    return model, content.get("normalizer"), content.get("pre_tokenizer")
+
+
+def _markers(theirs: Any, ours: Any) -> list[str]:
+    """Which special tokens and templates differ."""
+    left, right = (dict(getattr(side, "special_tokens_map", None) or {}) for side in (theirs, ours))
+    names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
+    if getattr(theirs, "chat_template", None) != getattr(ours, "chat_template", None):
+        names.append("chat_template")
+    return names or ["what is added around a text"]
 
 
 def _vocabulary_rows(network: Network) -> int | None:

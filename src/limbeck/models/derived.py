@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from limbeck.errors import UserError, first_line
+from limbeck.models.importance import MEASURES, block_importance, important_layers
 from limbeck.models.network import Network, parse_options, probe
 from limbeck.models.sentence import SentenceEncoder
 from limbeck.nn.depth import RULES, kept_layers
@@ -20,7 +21,7 @@ from limbeck.taps import blocks
 if TYPE_CHECKING:
     from limbeck.models.references import Wanted
 
-_LAYERS = "layers=0,2,5, layers=even:3, layers=first:2 or layers=last:2"
+_LAYERS = "layers=0,2,5, layers=even:3 (or first:, last:), layers=important:3 (by influence) or important:3:loss"
 _FEED_FORWARD = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_ff", "encoder_ffn_dim")
 
 
@@ -51,6 +52,8 @@ def read_width(wanted: Wanted) -> Network:
         )
     narrow = _narrow_config(config, {key: _number(key, value, wanted) for key, value in options.items()}, wanted)
     small: nn.Module = slice_width(inner, type(inner)(narrow))
+    if getattr(inner, "generation_config", None) is not None:
+        small.generation_config = copy.deepcopy(inner.generation_config)
     if isinstance(teacher.module, SentenceEncoder):
         whole = teacher.module
         small = SentenceEncoder(
@@ -100,12 +103,32 @@ def _cut(teacher: Network, layers: str, wanted: Wanted) -> Network:
         path, stack = blocks(teacher.module)
     except UserError as error:
         raise UserError(wanted.key, wanted.reference, "a teacher with a stack of like blocks") from error
-    chosen = chosen_layers(layers, len(stack), wanted.key)
+    chosen, why = _chosen(teacher, layers, len(stack), wanted)
     # The blocks keep their settings, so what the teacher prepares and returns fits the student.
     module = keep_layers(teacher.module, chosen).eval().requires_grad_(True)
     _refuse_misfit(replace(teacher, module=module), f"{layers} of {path}", wanted)
     note = f"layers {', '.join(map(str, chosen))} of the teacher's {len(stack)} in {path}"
-    return replace(teacher, module=module, labels=copy.copy(teacher.labels), notes=[*teacher.notes, note])
+    return replace(teacher, module=module, labels=copy.copy(teacher.labels), notes=[*teacher.notes, note, *why])
+
+
+def _chosen(teacher: Network, layers: str, depth: int, wanted: Wanted) -> tuple[list[int], list[str]]:
+    """Layer numbers, and where they were measured what was found."""
+    rule, _, rest = layers.partition(":")
+    if rule != "important":
+        return chosen_layers(layers, depth, wanted.key), []
+    count, _, measure = rest.partition(":")
+    measure = measure or MEASURES[0]
+    if not count.isdigit() or not 1 <= int(count) <= depth or measure not in MEASURES:
+        allowed = f"important:COUNT or important:COUNT:loss, COUNT from 1 to {depth}"
+        raise UserError(f"{wanted.key} layers", layers, allowed)
+    if wanted.samples is None:
+        raise UserError(
+            f"{wanted.key} layers", layers, "a rule that needs no data", "there are no samples to measure on"
+        )
+    scores = block_importance(teacher, wanted.samples, measure)
+    shown = ", ".join(f"{place}: {score:.3g}" for place, score in enumerate(scores))
+    what = "1 - cos(input, output)" if measure == "influence" else "rise of the loss without the block, nats"
+    return important_layers(scores, int(count)), [f"importance of its layers on training samples ({what}) {shown}"]
 
 
 def _refuse_misfit(student: Network, given: str, wanted: Wanted) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UserError, require
+from limbeck.models.chat_input import ChatInput
 from limbeck.models.hf_images import read_image_format, write_image_format
 from limbeck.models.network import (
     USUAL_LENGTH,
@@ -38,7 +39,8 @@ def text_network(module: nn.Module, task: str, tokenizer: Any, max_length: int |
     if getattr(config, "pad_token_id", None) is None:
         # Sequence classifiers of decoders find the end of a text by it.
         config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    prepare = TextInput(tokenizer, text_length(config, tokenizer, max_length), _inputs(module, tokenizer))
+    kind = ChatInput if task == "causal-lm" else TextInput
+    prepare = kind(tokenizer, text_length(config, tokenizer, max_length), _inputs(module, tokenizer))
     rows = getattr(config, "vocab_size", None)
     if rows is not None and len(tokenizer) > rows:
         raise UserError("tokenizer", f"{len(tokenizer)} tokens", f"at most the network's {rows} embedding rows")

@@ -20,7 +20,7 @@ SCHEMES = {
 }
 STUDENT_SCHEMES = {
     **SCHEMES,
-    "slice": "slice:layers=0,2,5 or layers=even:3, some layers of the teacher",
+    "slice": "slice:layers=0,2,5, layers=even:3 or layers=important:3, some layers of the teacher",
     "width": "width:hidden_size=192, a narrower copy of the teacher",
     "small": "small:cnn_16k and the like, small networks from scratch, or small:FOLDER",
 }
@@ -40,6 +40,7 @@ class Wanted:
     max_length: int | None
     sample: Any
     allow_py: bool
+    samples: Any = None
 
     @property
     def path(self) -> Path:
@@ -69,6 +70,7 @@ def load_network(
     teacher: Network | None = None,
     max_length: int | None = None,
     sample: Any = None,
+    samples: Any = None,
 ) -> Network:
     """Open the network that a reference names; see ``STUDENT_SCHEMES``.
 
@@ -82,6 +84,7 @@ def load_network(
         teacher: for ``slice:`` and ``width:``, and for whatever a student leaves open (tokenizer, image size).
         max_length: longest text in tokens.
         sample: one raw sample of the data, from which ``small:`` takes the shape of its input.
+        samples: of the training data, on which ``slice:layers=important:N`` measures how much every layer matters.
 
     Raises:
         UserError: wrong reference, task, folder or option.
@@ -102,6 +105,7 @@ def load_network(
         max_length,
         sample,
         allow_py,
+        samples,
     )
     network = _reader(scheme)(wanted)
     network.reference = reference

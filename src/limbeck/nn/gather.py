@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from limbeck.signals import SparseLogits
+from limbeck.signals import HeadLogits, SparseLogits
 
 
 def world_size() -> int:
@@ -86,7 +86,7 @@ def gather_rows(value: Any, counts: list[int], *, tables: Iterable[str] = ()) ->
         if value.dim() == 0:
             return value
         return _AllGather.apply(value, counts) if value.requires_grad else _collect(value, counts)
-    if isinstance(value, SparseLogits):
+    if isinstance(value, (SparseLogits, HeadLogits)):
         return value.map(lambda tensor: gather_rows(tensor, counts))
     if isinstance(value, Mapping):
         kept = set(tables)

@@ -1,5 +1,6 @@
 """Objectives: what a student is trained to do, as parts that add and scale."""
 
+from limbeck.objectives.aligned import AlignedObjective, LikelihoodMatching, UniversalLogitDistance
 from limbeck.objectives.asking import ASK, AskTeacher
 from limbeck.objectives.base import Needs, Objective, Scaled, Sum, row_options, total
 from limbeck.objectives.contrastive import InfoNCE
@@ -11,7 +12,16 @@ from limbeck.objectives.features import (
     SimilarityDistribution,
 )
 from limbeck.objectives.language import ClippedKL, DataCrossEntropy, SelectedKL, SpanProduct, same_span
-from limbeck.objectives.logits import DIST, DKD, KL, JensenShannon, LogitObjective, ProbabilityMSE, ReverseKL
+from limbeck.objectives.logits import (
+    DIST,
+    DKD,
+    KL,
+    Divergence,
+    JensenShannon,
+    LogitObjective,
+    ProbabilityMSE,
+    ReverseKL,
+)
 from limbeck.objectives.masks import PromptedMasks
 from limbeck.objectives.penalties import WeightNorm, with_weight_norm
 from limbeck.objectives.reconstruction import MaskedReconstruction
@@ -24,17 +34,20 @@ __all__ = [
     "DIST",
     "DKD",
     "KL",
+    "AlignedObjective",
     "AskTeacher",
     "Brier",
     "ClippedKL",
     "Cosine",
     "CrossEntropy",
     "DataCrossEntropy",
+    "Divergence",
     "FeatureMSE",
     "FeatureObjective",
     "InfoNCE",
     "JensenShannon",
     "LevelCosine",
+    "LikelihoodMatching",
     "LogitObjective",
     "MaskedReconstruction",
     "Needs",
@@ -51,6 +64,7 @@ __all__ = [
     "SpanProduct",
     "Sum",
     "TargetMSE",
+    "UniversalLogitDistance",
     "WeightNorm",
     "parse_objective",
     "row_options",

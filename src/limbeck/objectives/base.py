@@ -15,7 +15,7 @@ from limbeck.errors import UserError
 from limbeck.losses.reduce import full_precision, split_over
 from limbeck.nn.gather import gather_rows, row_counts, sum_over_processes, world_size
 from limbeck.schedules import Schedule, at
-from limbeck.signals import Batch, Signals, SparseLogits, detach, pick
+from limbeck.signals import Batch, HeadLogits, Signals, SparseLogits, detach, pick
 
 
 @dataclass(frozen=True, init=False)
@@ -132,11 +132,17 @@ class Objective(nn.Module):
 
 
 def _rows_and_device(student: Signals, batch: Batch) -> tuple[int, torch.device]:
-    values = [value.values if isinstance(value, SparseLogits) else value for value in student.values()]
+    values = [_rows(value) for value in student.values()]
     first = next((value for value in [*values, batch.get("id")] if isinstance(value, Tensor) and value.dim()), None)
     if first is None:
         raise UserError("student signals", sorted(student), "one with a row per sample")
     return len(first), first.device
+
+
+def _rows(value: Tensor | SparseLogits | HeadLogits) -> Tensor:
+    if isinstance(value, HeadLogits):
+        return value.hidden
+    return value.values if isinstance(value, SparseLogits) else value
 
 
 def _without(batch: Batch, keys: set[str]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from limbeck import losses
 from limbeck.errors import UserError
 from limbeck.nn.quantile_bounds import QuantileBounds
 from limbeck.objectives.base import Needs, Objective, row_options
+from limbeck.objectives.heads import label_cross_entropy
 from limbeck.schedules import Schedule
-from limbeck.signals import Batch, Signals, SparseLogits, dense
+from limbeck.signals import Batch, Signals, SparseLogits, dense, dense_or_sparse
 
 #: (tokens ``[B, A]``, mask ``[B, A]``, views ``[B]`` or None) -> number of every token's span, -1 for none.
 Spans = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -55,10 +56,9 @@ class ClippedKL(Objective):
 
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
         logits, mask = dense(student, "logits"), batch.get("mask")
-        check_vocabulary(logits, teacher["logits"])
-        ranked = losses.ranked_classes(
-            teacher["logits"], self.k, label=batch["target"] if self.label else None, mask=mask
-        )
+        taught = dense_or_sparse(teacher, "logits")
+        check_vocabulary(logits, taught)
+        ranked = losses.ranked_classes(taught, self.k, label=batch["target"] if self.label else None, mask=mask)
         lower: Tensor | float
         upper: Tensor | float
         lower, upper = self.fixed or (0.0, 1.0)
@@ -96,14 +96,15 @@ class SpanProduct(Objective):
 
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
         logits, target = dense(student, "logits"), batch["target"]
-        check_vocabulary(logits, teacher["logits"])
+        theirs = dense_or_sparse(teacher, "logits")
+        check_vocabulary(logits, theirs)
         if logits.shape[-2] < 2:
             return {"span": logits.sum() * 0.0}
         mask = batch.get("mask")
         mask = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
         numbers = self.spans(target, mask, batch.get("draws"))
         pairs = same_span(numbers) & mask[:, 1:] & mask[:, :-1]
-        return {"span": losses.span_product(logits, teacher["logits"], k=self.k, mask=pairs)}
+        return {"span": losses.span_product(logits, theirs, k=self.k, mask=pairs)}
 
 
 class DataCrossEntropy(Objective):
@@ -119,7 +120,7 @@ class DataCrossEntropy(Objective):
         if "data" not in batch:
             raise UserError("batch", sorted(batch), "a batch with data: use SequenceDistiller")
         data = batch["data"]
-        return {"data": losses.cross_entropy(dense(student, "data_logits"), data["target"], mask=data["mask"])}
+        return {"data": label_cross_entropy(student, "data_logits", data["target"], mask=data["mask"])}
 
 
 class SelectedKL(Objective):

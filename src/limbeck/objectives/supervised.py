@@ -7,11 +7,15 @@ from torch import Tensor
 from limbeck import losses
 from limbeck.errors import UserError
 from limbeck.objectives.base import Needs, Objective, row_options
+from limbeck.objectives.heads import label_cross_entropy
 from limbeck.signals import Batch, Signals, dense
 
 
 class CrossEntropy(Objective):
-    """Cross-entropy with the labels; see :func:`limbeck.losses.cross_entropy`."""
+    """Cross-entropy with the labels; see :func:`limbeck.losses.cross_entropy`.
+
+    Logits that are not multiplied out (:class:`~limbeck.signals.HeadLogits`) never exist whole.
+    """
 
     def __init__(self, *, label_smoothing: float = 0.0, student: str = "logits") -> None:
         super().__init__()
@@ -19,12 +23,8 @@ class CrossEntropy(Objective):
         self.needs = Needs(student=student, target=True)
 
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        logits = dense(student, self.needs.student[0])
-        return {
-            "cross_entropy": losses.cross_entropy(
-                logits, batch["target"], label_smoothing=self.label_smoothing, **row_options(batch)
-            )
-        }
+        options = {"label_smoothing": self.label_smoothing, **row_options(batch)}
+        return {"cross_entropy": label_cross_entropy(student, self.needs.student[0], batch["target"], **options)}
 
 
 class Brier(Objective):

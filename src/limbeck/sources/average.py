@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.cache.fingerprint import fingerprint_text
 from limbeck.errors import UserError
-from limbeck.signals import Batch, Signals, SparseLogits
+from limbeck.signals import Batch, HeadLogits, Signals, SparseLogits
 from limbeck.sources.base import Source
 
 SPACES = ("logits", "probabilities")
@@ -17,6 +18,10 @@ SPACES = ("logits", "probabilities")
 
 class Average(Source):
     """The weighted mean of several sources' signals.
+
+    Sparse logits of all sources stay sparse: as many classes as the longest of them keeps, the most probable of all
+    that any keeps, and all others in the rest. A source that did not keep a class is taken to give it an even share of
+    its own rest (:meth:`~limbeck.signals.SparseLogits.to_dense`), so that this is the mean of whole distributions.
 
     Args:
         sources: at least one.
@@ -43,8 +48,11 @@ class Average(Source):
         names = set(needs) or set.intersection(*(set(answer) for answer in answers))
         return {name: self._mean(name, [answer[name] for answer in answers]) for name in sorted(names)}
 
-    def _mean(self, name: str, values: list[Tensor | SparseLogits]) -> Tensor:
-        dense = [value.to_dense() if isinstance(value, SparseLogits) else value for value in values]
+    def _mean(self, name: str, values: list[Tensor | SparseLogits | HeadLogits]) -> Tensor | SparseLogits:
+        sparse = [value for value in values if isinstance(value, SparseLogits)]
+        if len(sparse) == len(values) and len({(*one.rest.shape, one.size) for one in sparse}) == 1:
+            return _sparse_mean(sparse, self.weights, mixture=self.space == "probabilities")
+        dense = [value if isinstance(value, Tensor) else value.to_dense() for value in values]
         if len({tuple(value.shape) for value in dense}) > 1:
             raise UserError(
                 f"teacher signal {name}", [list(value.shape) for value in dense], "one shape for all sources"
@@ -80,3 +88,27 @@ class Average(Source):
     def after_epoch(self, student: nn.Module, epoch: int) -> None:
         for source in self.sources:
             source.after_epoch(student, epoch)
+
+
+def _sparse_mean(sources: list[SparseLogits], weights: list[float], *, mixture: bool) -> SparseLogits:
+    """The mean of probabilities or of their logarithms, over the classes that any source keeps and all others."""
+    shares = [(one, weight) for one, weight in zip(sources, weights, strict=True) if weight > 0]
+    classes = torch.cat([one.indices for one, _ in shares], -1).sort(dim=-1).values
+    repeated = torch.zeros_like(classes, dtype=torch.bool)
+    repeated[..., 1:] = classes[..., 1:] == classes[..., :-1]
+    size = sources[0].size
+    others = (size - (~repeated).sum(-1)).to(torch.float32).log()
+    inside, outside = [], []
+    for one, weight in shares:
+        spread = one.rest - math.log(max(size - one.values.shape[-1], 1))
+        same = classes.unsqueeze(-1) == one.indices.unsqueeze(-2)
+        kept = one.values.gather(-1, same.int().argmax(-1))
+        said = torch.where(same.any(-1), kept, spread.unsqueeze(-1))
+        inside.append(said + math.log(weight) if mixture else said * weight)
+        outside.append(spread + math.log(weight) if mixture else spread * weight)
+    combine = (lambda parts: torch.stack(parts).logsumexp(0)) if mixture else (lambda parts: torch.stack(parts).sum(0))
+    values = torch.where(repeated, -torch.inf, combine(inside))
+    rest = combine(outside) + others
+    total = torch.logaddexp(values.logsumexp(-1), rest)
+    whole = SparseLogits(values - total.unsqueeze(-1), classes, rest - total, size)
+    return whole.top(max(one.values.shape[-1] for one, _ in shares))

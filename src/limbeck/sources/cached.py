@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,20 @@ from limbeck.cache.build import batch_ids, position_mask
 from limbeck.cache.fingerprint import fingerprint_text
 from limbeck.cache.manifest import FILE as MANIFEST
 from limbeck.cache.manifest import Manifest, SignalSpec
+from limbeck.cache.places import Place, place_of
 from limbeck.cache.reader import CacheReader
 from limbeck.cache.writer import CacheWriter
 from limbeck.errors import UserError
 from limbeck.signals import Batch, Signals, SparseLogits, move, pick
 from limbeck.sources.base import Source
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Signals of a batch that were read ahead, and from which source."""
+
+    source: Cached
+    signals: Mapping[str, Any]
 
 
 class Cached(Source):
@@ -29,7 +39,7 @@ class Cached(Source):
     answers pass through the cache's codec too. Signals are given on the device of the batch.
 
     Args:
-        folder: the cache.
+        folder: the cache; a path or a URL of fsspec.
         fallback: the teacher itself, asked for samples (and signals) that the cache lacks. Its fingerprint
             must be that of the cache. Without it, a missing sample is an error.
         expect: fingerprints of other parts (``preprocessing``, ``tokenizer``, ``data``) that the cache must
@@ -70,18 +80,22 @@ class Cached(Source):
             expected["teacher"] = fallback.fingerprint()
         elif fill:
             raise UserError("fill", "True without a fallback", "a fallback that gives what is missing")
-        self.folder, self.fallback = Path(folder), fallback
+        self.place, self.fallback = place_of(folder), fallback
+        self.folder = self.place.folder
         self._writer: CacheWriter | None = None
         if fill:
-            self._writer = _continue(self.folder, expected, codec, ragged)
+            self._writer = _continue(self.place, expected, codec, ragged)
             # At the end of the process, or when nobody holds this source any more, what is gathered is
             # written.
             self._closer = weakref.finalize(self, self._writer.close)
-        self.reader = CacheReader(folder, expected, verify=verify, allow_empty=fill)
+        self.reader = CacheReader(self.place, expected, verify=verify, allow_empty=fill)
 
     def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
         specs = self._specs()
         names = tuple(needs) or tuple(specs)
+        ready = batch.get("ready")
+        if isinstance(ready, Ready) and ready.source is self and set(names) <= set(ready.signals):
+            return {name: move(ready.signals[name], batch_ids(batch).device) for name in names}
         if not specs:
             return self._ask(batch, names)
         stored = [name for name in names if name in specs]
@@ -93,6 +107,19 @@ class Cached(Source):
             with torch.no_grad():
                 answer.update(pick(self.fallback(batch, others), others, "teacher"))
         return answer
+
+    def attach(self, needs: Collection[str] = ()) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """A function that reads a batch's signals and puts them into it, for ``TensorLoader(ahead=...)``.
+
+        A batch with samples that only the fallback knows is left as it is.
+        """
+
+        def read(batch: dict[str, Any]) -> dict[str, Any]:
+            if self.fallback is not None and not self.reader.contains(batch_ids(batch), batch.get("view")).all():
+                return batch
+            return {**batch, "ready": Ready(self, self._read(batch, tuple(needs) or tuple(self.reader.signals)))}
+
+        return read
 
     def fingerprint(self) -> str:
         """The teacher's, for this is what it says; so a run may go on with the cache in its place."""
@@ -209,25 +236,29 @@ def _as_stored(value: Tensor | SparseLogits, spec: SignalSpec, batch: Batch) -> 
     if not spec.ragged:
         return codec.decode(codec.encode(value), spec.shape)
     mask = position_mask(batch)
-    flat = value.map(lambda t: t.flatten(0, 1)) if isinstance(value, SparseLogits) else value.flatten(0, 1)
-    decoded = codec.decode(codec.encode(flat), spec.shape)
+    # What stands at other positions may be anything, and is not stored.
+    counted = (
+        value.map(lambda t: t[mask.to(t.device)]) if isinstance(value, SparseLogits) else value[mask.to(value.device)]
+    )
+    decoded = codec.decode(codec.encode(counted), spec.shape)
 
     def place(rows: Tensor) -> Tensor:
-        counted = mask.to(rows.device).reshape(-1, *[1] * (rows.dim() - 1))
-        return torch.where(counted, rows, torch.zeros_like(rows)).reshape(*mask.shape, *rows.shape[1:])
+        placed = rows.new_zeros(*mask.shape, *rows.shape[1:])
+        placed[mask.to(rows.device)] = rows
+        return placed
 
     return decoded.map(place) if isinstance(decoded, SparseLogits) else place(decoded)
 
 
 def _continue(
-    folder: Path, expected: Mapping[str, str], codec: Mapping[str, str] | str, ragged: Collection[str]
+    place: Place, expected: Mapping[str, str], codec: Mapping[str, str] | str, ragged: Collection[str]
 ) -> CacheWriter:
     """A writer that goes on with the cache in ``folder`` as it was begun, or begins one."""
-    if not (folder / MANIFEST).is_file():
-        return CacheWriter(folder, expected, codec, ragged=ragged)
-    manifest = Manifest.load(folder)
-    manifest.expect(folder, expected)
+    if not place.has(MANIFEST):
+        return CacheWriter(place, expected, codec, ragged=ragged)
+    manifest = Manifest.load(place)
+    manifest.expect(place.folder, expected)
     if manifest.signals:
         codec = {name: spec.codec for name, spec in manifest.signals.items()}
         ragged = [name for name, spec in manifest.signals.items() if spec.ragged]
-    return CacheWriter(folder, manifest.fingerprint, codec, ragged=ragged, verify="size")
+    return CacheWriter(place, manifest.fingerprint, codec, ragged=ragged, verify="size")

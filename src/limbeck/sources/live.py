@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.cache.fingerprint import fingerprint_module, fingerprint_text
 from limbeck.errors import LimbeckError, UserError
-from limbeck.signals import Batch, Forward, Signals, SparseLogits, pick, run_network
+from limbeck.signals import Batch, Forward, HeadLogits, Signals, SparseLogits, pick, run_network
 from limbeck.sources.base import Source
 from limbeck.taps import Taps
 
@@ -90,8 +90,8 @@ class Live(Source):
         return [self.model]
 
 
-def _plain(value: Tensor | SparseLogits) -> Tensor | SparseLogits:
-    if isinstance(value, SparseLogits):
+def _plain(value: Tensor | SparseLogits | HeadLogits) -> Tensor | SparseLogits | HeadLogits:
+    if isinstance(value, (SparseLogits, HeadLogits)):
         return value.map(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
     return value.clone() if value.is_inference() else value
 

@@ -19,6 +19,7 @@ TESTBEDS = {
     "gaussian_mixture": "gaussian_mixture:GaussianMixture",
     "manpages": "manpages:ManPages",
     "masked_fashion": "masked_fashion:MaskedFashion",
+    "prompt_texts": "prompt_texts:PromptTexts",
     "sam_photos": "sam_photos:SAMPhotos",
     "sentence_pairs": "sentence_pairs:SentencePairs",
     "small_diffusion": "small_diffusion:SmallDiffusion",

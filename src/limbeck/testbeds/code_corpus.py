@@ -92,7 +92,7 @@ def corpus(recipe: Recipe | None = None) -> Corpus:
         MissingExtra: one of ``PACKAGES`` is not installed.
     """
     recipe = recipe or Recipe()
-    sources = {"stdlib": _sources("stdlib"), **{package: _sources(package) for package in PACKAGES}}
+    sources = {"stdlib": sources_of("stdlib"), **{package: sources_of(package) for package in PACKAGES}}
     sizes = {f"{package}/{name}": path.stat().st_size for package in sources for name, path in sources[package]}
     key = content_hash({"recipe": asdict(recipe), "files": sizes})[:16]
     kept = cache_folder("corpora") / f"code-{key}.json"
@@ -195,7 +195,8 @@ def _scattered(files: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
     return sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
 
 
-def _sources(package: str) -> list[tuple[str, Path]]:
+def sources_of(package: str) -> list[tuple[str, Path]]:
+    """Name and path of every Python file of an installed package, or of the standard library (``stdlib``)."""
     if package == "stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])
     else:

@@ -68,7 +68,7 @@ def sentences() -> tuple[Sentence, ...]:
 
 def prose(source: str) -> Iterator[str]:
     """The sentences of one page: 6 to 60 words, most of their characters letters."""
-    for paragraph in _paragraphs(source):
+    for paragraph in paragraphs(source):
         for sentence in _ENDS.split(paragraph):
             text = " ".join(sentence.split())
             letters = sum(character.isalpha() or character == " " for character in text)
@@ -76,7 +76,8 @@ def prose(source: str) -> Iterator[str]:
                 yield text
 
 
-def _paragraphs(source: str) -> Iterator[str]:
+def paragraphs(source: str) -> Iterator[str]:
+    """The paragraphs of running text of one page, each on one line."""
     lines: list[str] = []
     block_end, heading = "", ""
     for line in source.splitlines():

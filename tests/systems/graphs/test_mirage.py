@@ -132,7 +132,9 @@ def test_a_budget_holds_where_all_classes_together_need_wider_numbers() -> None:
     classes = 20
     long = [path([*((10 * label + i) % 200 + 1 for i in range(10)), label + 1]) for label in range(classes)]
     short = [path([*((10 * label + i) % 200 + 1 for i in range(6)), label + 1]) for label in range(classes)]
-    miner = Mirage(2, budget=3418, closed=True, storage="shared").fit([*long, *long, *short], torch.arange(3 * classes) % classes)
+    miner = Mirage(2, budget=3418, closed=True, storage="shared").fit(
+        [*long, *long, *short], torch.arange(3 * classes) % classes
+    )
     assert fits_alone(miner, 3418) > 3418, "what fits class by class is too much together"
     assert miner.transform().bytes <= 3418
 

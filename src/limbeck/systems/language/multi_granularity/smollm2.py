@@ -7,7 +7,7 @@ cross-entropy on the sentences too, as the method has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,7 +31,7 @@ from limbeck.objectives import (
     Objective,
     ReverseKL,
 )
-from limbeck.signals import Batch, Signals, SparseLogits
+from limbeck.signals import Batch, Signals
 from limbeck.sources import Live, Source
 from limbeck.testbeds.recipe import seeded
 
@@ -202,9 +202,9 @@ class Shuffled(Source):
         self.source = source
 
     def __call__(self, batch: Batch, needs: Any = ()) -> Signals:
-        found: Mapping[str, Tensor | SparseLogits] = self.source(batch, needs)
+        found = self.source(batch, needs)
         return {
-            name: value.map(lambda part: part.roll(1, 0)) if isinstance(value, SparseLogits) else value.roll(1, 0)
+            name: value.roll(1, 0) if isinstance(value, Tensor) else value.map(lambda part: part.roll(1, 0))
             for name, value in found.items()
         }
 

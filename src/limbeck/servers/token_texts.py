@@ -1,0 +1,86 @@
+"""Texts of tokens, and back: for servers that name tokens by their text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from limbeck.errors import UserError
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class TokenTexts:
+    """A tokenizer of transformers as a table of bytes.
+
+    Servers print a token by decoding its bytes alone: pieces of a character become nothing or a replacement mark,
+    control tokens nothing or their name. Several tokens can share a text then; :meth:`id_of` does not guess.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not all(hasattr(tokenizer, name) for name in ("convert_ids_to_tokens", "decode", "get_vocab")):
+            raise UserError("tokenizer", type(tokenizer).__name__, "a tokenizer of transformers")
+        self.tokenizer = tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.controls = {number for number, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+
+    @cached_property
+    def bytes(self) -> list[bytes]:
+        """Content of every token; that of a control token is its name."""
+        size = max(self.tokenizer.get_vocab().values()) + 1
+        pieces = [str(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(range(size)))]
+        letters = _byte_letters() if self._byte_level() else None
+        added = set(getattr(self.tokenizer, "added_tokens_decoder", {})) | self.controls
+        return [_content(piece, None if number in added else letters) for number, piece in enumerate(pieces)]
+
+    def texts(self, number: int) -> set[str]:
+        """How a server may print token ``number``."""
+        content = self.bytes[number]
+        found = {content.decode("utf-8", "ignore"), content.decode("utf-8", "replace")}
+        return found | {""} if number in self.controls else found
+
+    def id_of(self, text: str) -> int | None:
+        """The one token with this text; None if there is none, or several."""
+        return self._ids.get(text)
+
+    def is_text(self, number: int, text: str) -> bool:
+        """Whether a server may print token ``number`` as ``text``."""
+        # Servers that decode a token alone lose the space that a word of a SentencePiece vocabulary begins with.
+        return text in self.texts(number) or text in {one.removeprefix(" ") for one in self.texts(number)}
+
+    def text_of(self, ids: Sequence[int]) -> str | None:
+        """The text that is cut into just these tokens; None if there is none (not how the tokenizer cuts it)."""
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return text if self.encode(text) == list(ids) else None
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, with no other added."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    @cached_property
+    def _ids(self) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        for number in range(len(self.bytes)):
+            for text in self.texts(number):
+                found[text] = None if text in found else number
+        return found
+
+    def _byte_level(self) -> bool:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return backend is not None and '"ByteLevel"' in backend.to_str()
+
+
+def _content(piece: str, letters: dict[str, int] | None) -> bytes:
+    if letters is not None and all(letter in letters for letter in piece):
+        return bytes(letters[letter] for letter in piece)
+    single = _BYTE.fullmatch(piece)
+    return bytes([int(single[1], 16)]) if single else piece.replace("\u2581", " ").encode()
+
+
+def _byte_letters() -> dict[str, int]:
+    """The printable letter that byte-level tokenizers write for every byte, and back."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}

@@ -1,0 +1,199 @@
+"""A teacher behind HTTP: a server of language models that tells the log-probabilities of a prompt's tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.cache.fingerprint import fingerprint_text, fingerprint_tokenizer
+from limbeck.errors import UserError
+from limbeck.servers.connection import Connection, ServerRefused
+from limbeck.servers.dialects import Entries, meet
+from limbeck.servers.token_texts import TokenTexts
+from limbeck.signals import Batch, Signals, SparseLogits
+from limbeck.sources.base import Source
+
+PROBE = "The capital of France is Paris"
+# Below this much the rest of float32 log-probabilities is rounding.
+LEAST_REST = 2.0**-23
+
+
+class Server(Source):
+    """``logits`` of the answers in a batch of :meth:`~limbeck.language.Sequences.batch`, sparse, from a server.
+
+    The server scores prompt and answer together and tells the ``top`` most probable tokens of every place; the rest of
+    the vocabulary is one outcome with what is left, ``log(1 - sum of the listed probabilities)``. That is exact to the
+    server's float32: a rest below 2^-23 cannot be known from such numbers and is given as 2^-23. Places of an answer's
+    padding hold an even distribution.
+
+    Requests are made several at a time. A server that goes away in the middle of a run is waited for; after
+    ``patience`` seconds the error names it and the last reason, and what a cache holds by then is kept, so that
+    :func:`~limbeck.cache.write_cache` goes on where it stopped.
+
+    The server is looked at when this is made: it knows the model, cuts a probe text into the tokenizer's tokens, and
+    gives log-probabilities that depend on what stands before a token and on nothing else.
+
+    Tested with a real llama-cpp-python server (dialect ``echo``); ``vllm`` and ``sglang`` were written from those
+    projects' documentation and tested with an imitation only. See :mod:`limbeck.servers.dialects` for what each can
+    do: a server of the kind ``echo`` takes text alone, so samples whose tokens are not how the tokenizer cuts their
+    text (some of a student's own) are refused there.
+
+    Args:
+        url: ``http://host:port``.
+        model: as the server calls it.
+        tokenizer: of transformers, the teacher's and the student's.
+        top: tokens per place. vLLM gives up to its ``--max-logprobs``, 20 by default.
+        size: of the vocabulary, where the networks' is padded beyond the tokenizer's.
+        dialect: ``vllm``, ``sglang``, ``echo``, or ``auto``, by what the server calls itself.
+        concurrency, timeout, patience, key: see :class:`~limbeck.servers.Connection`.
+        probe: the text of the first look.
+        revision: what tells this teacher from another of the same name, for the fingerprint. Without it the most
+            probable tokens of the probe do, where they are so by a nat or more: a server whose rounding changes
+            (batching on a GPU) can in rare cases count as another teacher then.
+
+    Attributes:
+        unclear: places' tokens that could not be told from another by their text, since this was made.
+        filled: places where the server told fewer than ``top`` tokens; an even share of the rest was given to others.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        tokenizer: Any,
+        *,
+        top: int = 64,
+        size: int | None = None,
+        dialect: str = "auto",
+        concurrency: int = 4,
+        timeout: float = 120.0,
+        patience: float = 300.0,
+        key: str | None = None,
+        probe: str = PROBE,
+        revision: str | None = None,
+    ) -> None:
+        self.texts = TokenTexts(tokenizer)
+        least = max(tokenizer.get_vocab().values()) + 1
+        if size is not None and size < least:
+            raise UserError("size", size, f"at least the tokenizer's {least}")
+        self.size = size or least
+        if not 1 <= top < self.size:
+            raise UserError("top", top, f"1 to {self.size - 1}")
+        self.model, self.top, self.revision = model, top, revision
+        self.connection = Connection(url, timeout=timeout, patience=patience, concurrency=concurrency, key=key)
+        self.unclear = self.filled = 0
+        self.dialect = meet(self.connection, model, self.texts, top=top, dialect=dialect)
+        self._greeting = self._probe(self.texts.encode(probe))
+
+    def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
+        others = set(needs) - {"logits"}
+        if others:
+            raise UserError("teacher signal", sorted(others), "logits, all that a server gives")
+        ids, mask, answer = _tokens(batch)
+        rows = [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
+        lengths = mask[:, ids.shape[1] - answer :].sum(1).tolist()
+        asked = [row for row, length in zip(rows, lengths, strict=True) if length]
+        bodies = [self.dialect.request(row) for row in asked]
+        answers = iter(self.connection.post_all(self.dialect.path, bodies))
+        places: list[list[Entries]] = []
+        for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            places.append(self._answer(next(answers), row, length, batch, number) if length else [])
+        return {"logits": self._sparse(places, answer).map(lambda tensor: tensor.to(ids.device))}
+
+    def fingerprint(self) -> str:
+        known = self.revision if self.revision is not None else self._greeting
+        return fingerprint_text(
+            "server", self.model, self.top, self.size, fingerprint_tokenizer(self.texts.tokenizer), known
+        )
+
+    def _probe(self, ids: Sequence[int]) -> list[list[int]]:
+        """Score the probe text; what is certain in the answer, for the fingerprint."""
+        if len(ids) < 3:
+            raise UserError("probe", f"a text of {len(ids)} tokens", "3 tokens or more")
+
+        def ask(body: dict[str, Any], patience: float | None) -> Any:
+            return self.connection.post(self.dialect.path, body, patience=patience)
+
+        ids, scored = self.dialect.settle(ask, ids)
+        told = [(place, one) for place, one in enumerate(scored.entries) if one]
+        if len(told) < len(ids) - 2:
+            raise ServerRefused(
+                f"the server at {self.connection.url} told log-probabilities of {len(told)} of {len(ids)} places"
+            )
+        certain = []
+        for place, one in told:
+            self._check_mass(one)
+            best, *others = sorted(one, key=lambda number: -one[number])
+            if not others or one[best] - one[others[0]] > 1:
+                certain.append([place, best])
+        return certain
+
+    def _answer(self, answer: Any, ids: list[int], length: int, batch: Batch, number: int) -> list[Entries]:
+        scored = self.dialect.read(answer, ids)
+        self.unclear += scored.unclear
+        found = []
+        for place in range(len(ids) - length, len(ids)):
+            one = scored.entries[place]
+            if one is None:
+                which = int(batch["id"][number]) if "id" in batch else number
+                raise UserError(
+                    f"sample {which}", f"answer token {place - len(ids) + length}, which the server does not score",
+                    "a prompt of two tokens or more, and no beginning-of-text token in or before the answer",
+                )  # fmt: skip
+            self._check_mass(one)
+            found.append(one)
+        return found
+
+    def _check_mass(self, one: Entries) -> None:
+        mass = math.fsum(math.exp(value) for value in one.values())
+        if not mass <= 1.001 or any(not 0 <= number < self.size for number in one):
+            raise ServerRefused(
+                f"the server at {self.connection.url}: listed probabilities sum to {mass:.4f}, or are of tokens beyond "
+                f"{self.size}; they are not those of one distribution over this vocabulary"
+            )
+
+    def _sparse(self, places: list[list[Entries]], answer: int) -> SparseLogits:
+        shape = (len(places), answer)
+        even = SparseLogits(
+            torch.full((*shape, self.top), -math.log(self.size)),
+            torch.arange(self.top).expand(*shape, self.top).clone(),
+            torch.full(shape, math.log1p(-self.top / self.size)),
+            self.size,
+        )
+        rows = [self._row(one) for row in places for one in row]
+        if rows:
+            kept = torch.tensor([[place < len(row) for place in range(answer)] for row in places])
+            even.values[kept] = torch.tensor([row[0] for row in rows])
+            even.indices[kept] = torch.tensor([row[1] for row in rows])
+            even.rest[kept] = torch.tensor([row[2] for row in rows])
+        return even
+
+    def _row(self, one: Entries) -> tuple[list[float], list[int], float]:
+        """``top`` log-probabilities with their tokens, falling, and the log of what is left; they sum to 1."""
+        ranked = sorted(one, key=lambda number: (-one[number], number))
+        kept = ranked[: self.top]
+        dropped = math.fsum(math.exp(one[number]) for number in ranked[self.top :])
+        listed = math.fsum(math.exp(one[number]) for number in kept)
+        values, rest = [one[number] for number in kept], max(1 - listed - dropped, LEAST_REST) + dropped
+        if len(kept) < self.top:
+            self.filled += 1
+            others, missing = self.size - len(kept), self.top - len(kept)
+            kept += list(islice((number for number in range(self.size) if number not in one), missing))
+            values += [math.log(rest / others)] * missing
+            rest *= (others - missing) / others
+        total = math.log(math.fsum(map(math.exp, values)) + rest)
+        falling = sorted(zip(values, kept, strict=True), key=lambda pair: -pair[0])
+        return [value - total for value, _ in falling], [number for _, number in falling], math.log(rest) - total
+
+
+def _tokens(batch: Batch) -> tuple[Tensor, Tensor, int]:
+    given = batch.get("input")
+    names = ("input_ids", "attention_mask")
+    if not isinstance(given, dict) or not all(name in given for name in names) or "target" not in batch:
+        raise UserError("batch", sorted(map(str, batch)), "one of Sequences.batch(): input_ids, attention_mask, target")
+    return given["input_ids"].cpu(), given["attention_mask"].cpu().bool(), batch["target"].shape[1]
