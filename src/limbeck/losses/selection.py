@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.signals import SparseLogits
 
-Logits = TypeVar("Logits", Tensor, SparseLogits)
-
 
 def selected_tokens(
-    student_logits: Tensor, student_mask: Tensor, teacher_logits: Logits, teacher_mask: Tensor
-) -> tuple[Tensor, Logits]:
+    student_logits: Tensor, student_mask: Tensor, teacher_logits: Tensor | SparseLogits, teacher_mask: Tensor
+) -> tuple[Tensor, Tensor | SparseLogits]:
     """Logits at the tokens that both masks name, in order, side by side: what any divergence then compares.
 
     Each sample must have as many tokens in one mask as in the other; the k-th of the one is compared with the k-th of

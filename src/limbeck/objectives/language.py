@@ -138,11 +138,9 @@ class SelectedKL(Objective):
         self.temperature = temperature
 
     def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        logits = dense(student, "logits")
-        check_vocabulary(logits, teacher["logits"])
-        ours, theirs = losses.selected_tokens(
-            logits, dense(student, "counted"), teacher["logits"], dense(teacher, "counted")
-        )
+        logits, wanted = dense(student, "logits"), dense_or_sparse(teacher, "logits")
+        check_vocabulary(logits, wanted)
+        ours, theirs = losses.selected_tokens(logits, dense(student, "counted"), wanted, dense(teacher, "counted"))
         return {"kl": losses.forward_kl(ours, theirs, temperature=self.now(self.temperature), scale="none")}
 
 

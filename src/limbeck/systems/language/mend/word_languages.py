@@ -8,6 +8,7 @@ seed 100, on validation episodes of seen languages.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -35,7 +36,8 @@ from limbeck.language import (
 from limbeck.losses import forward_kl
 from limbeck.measure import count_flops, latency
 from limbeck.objectives import CrossEntropy, Objective
-from limbeck.testbeds.word_languages import FIRST_NAME, NEWLINE, answer_rows
+from limbeck.testbeds.word_languages import answer_rows
+from limbeck.testbeds.word_reading import FIRST_NAME, NEWLINE
 
 from .arms import ARMS, BOTH, CE, CLAIMS, HELD, KL, LENGTH_CLAIMS, LENGTHS, Way
 from .method import compressor, finetuning, mend, pretraining
@@ -127,7 +129,8 @@ class WordLanguages(Experiment):
     @staticmethod
     def objective(name: str) -> Objective:
         """``kl``, ``ce`` or ``both``."""
-        return {KL: pretraining, CE: CrossEntropy, BOTH: finetuning}[name]()  # type: ignore[operator]
+        makers: dict[str, Callable[[], Objective]] = {KL: pretraining, CE: CrossEntropy, BOTH: finetuning}
+        return makers[name]()
 
     @torch.inference_mode()
     def judge(
@@ -139,7 +142,7 @@ class WordLanguages(Experiment):
         distribution over all bytes.
         """
         source, rows = self.bed.signals(test), []
-        names, candidates = test.labels + FIRST_NAME, test.input["candidates"]  # type: ignore[index]
+        names, candidates = test.labels + FIRST_NAME, test.input["candidates"]  # type: ignore[index,call-overload]
         for batch in test.batches(64):
             given = InContext.of(batch["input"])
             teacher = answer_rows(source(batch, ("logits",))["logits"], given)  # type: ignore[arg-type]
