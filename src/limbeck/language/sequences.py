@@ -68,7 +68,7 @@ class Sequences:
     ) -> Sequences:
         """From lists of token ids, padded with ``pad``."""
         answers = answers if answers is not None else [[] for _ in prompts]
-        return cls(*_padded(prompts, pad, left=True), *_padded(answers, pad, left=False))
+        return cls(*pad_rows(prompts, pad, left=True), *pad_rows(answers, pad, left=False))
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -209,7 +209,7 @@ def chosen_place(mask: Tensor, views: Tensor, draw: int) -> Tensor:
     return ((mask.long().cumsum(1) - 1 == wanted[:, None]) & mask).int().argmax(1)
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
     width = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), width), pad, dtype=torch.int64)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
