@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from limbeck.data.loaders import TensorLoader
@@ -23,7 +24,6 @@ from limbeck.language import (
     prefixed_logits,
 )
 
-transformers = pytest.importorskip("transformers")
 CONTEXTS, TEXTS = [[5, 6, 7, 8], [9], []], [[3, 4], [4, 5, 6], [7, 8, 9]]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from limbeck.engine import Distiller
@@ -13,8 +14,6 @@ from limbeck.errors import UserError
 from limbeck.language import BehindPrefix, ContextCompressor, InContext, SharedPrompt, full_context_logits
 from limbeck.objectives import SelectedKL
 from limbeck.sources import Live
-
-transformers = pytest.importorskip("transformers")
 
 
 def llama(width: int = 16, seed: int = 0) -> nn.Module:

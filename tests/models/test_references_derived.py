@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from limbeck.errors import UserError
 from limbeck.models.derived import chosen_layers
 from limbeck.models.references import load_network
 from tests.models.tiny import LABELS, TEXTS, logits, save_classifier, save_llama
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional
 
@@ -21,7 +22,6 @@ from limbeck.systems.language.mend.method import DemonstrationClassifier, compre
 from limbeck.systems.language.mend.smollm2 import Predicted, as_contexts
 from limbeck.systems.language.mend.word_languages import WordLanguages, demonstrations, shortened
 
-transformers = pytest.importorskip("transformers")
 WHERE = "limbeck.systems.language.mend.experiment"
 
 
