@@ -22,8 +22,8 @@ from limbeck.data.split import Split, Splits
 from limbeck.data.store import cache_folder, content_hash
 from limbeck.data.views import view_seeds
 from limbeck.data.word_lists import LANGUAGES, VERSION, hashes, own_words
-from limbeck.errors import require
 from limbeck.language import InContext, full_context_logits, left_aligned, pad_rows
+from limbeck.models.llama import LlamaSizes, llama
 from limbeck.nn.transfer import keep_layers
 from limbeck.sources import Live, Source
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
@@ -31,15 +31,6 @@ from limbeck.testbeds.recipe import kept_numbers, kept_signals, kept_tensors, ke
 from limbeck.testbeds.word_reading import FIRST_NAME, NEWLINE, PAD, SPACE, Lines, Reading, read
 
 HELD_OUT = ("italian", "swedish")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of a Llama model whose input and output embeddings are one."""
-
-    width: int
-    depth: int
-    heads: int
 
 
 @dataclass(frozen=True)
@@ -61,8 +52,8 @@ class Regime:
     """
 
     about: str
-    model: Sizes
-    reader: Sizes
+    model: LlamaSizes
+    reader: LlamaSizes
     reading: Reading
     again: Reading
     bounds: Mapping[str, tuple[float, float]]
@@ -86,7 +77,7 @@ class WordLanguages(Testbed):
     regimes = {
         "plain": Regime(
             "a Llama of 4 layers, a reader of 3, and 16 demonstrations",
-            model=Sizes(128, 4, 4), reader=Sizes(96, 2, 3), reading=Reading(steps=800, learning_rate=3e-3),
+            model=LlamaSizes(128, 4, 4), reader=LlamaSizes(96, 2, 3), reading=Reading(steps=800, learning_rate=3e-3),
             again=Reading(steps=800, seed=1),
             bounds={
                 "seen": (0.7, 0.98), "held_out": (0.6, 0.97), "without_examples": (0.4, 0.6), "lead": (0.1, 0.5),
@@ -103,8 +94,8 @@ class WordLanguages(Testbed):
     def smoke(regime: Regime) -> Regime:
         """The same regime in seconds: a model that hardly learns."""
         return replace(
-            regime, model=Sizes(16, 2, 2), reader=Sizes(8, 2, 2), kept=1, reading=Reading(steps=4, batch_size=4),
-            again=Reading(steps=2, batch_size=4), words=200,
+            regime, model=LlamaSizes(16, 2, 2), reader=LlamaSizes(8, 2, 2), kept=1,
+            reading=Reading(steps=4, batch_size=4), again=Reading(steps=2, batch_size=4), words=200,
             shots=4, texts=32, train=64, validation=8, test=16, bounds={"seen": (0.0, 1.0)},
         )  # fmt: skip
 
@@ -202,16 +193,9 @@ class WordLanguages(Testbed):
         source = Live(self.teacher(), forward=full_context_logits)
         return kept_signals(f"{self.name}-{self.size}", source, batches, ("logits", "counted"), content)
 
-    def network(self, sizes: Sizes, seed: int) -> nn.Module:
+    def network(self, sizes: LlamaSizes, seed: int) -> nn.Module:
         """An untrained Llama model over bytes."""
-        transformers = require("transformers", "language")
-        config = transformers.LlamaConfig(
-            vocab_size=self.vocabulary, hidden_size=sizes.width, intermediate_size=sizes.width * 8 // 3,
-            num_hidden_layers=sizes.depth, num_attention_heads=sizes.heads, max_position_embeddings=512,
-            tie_word_embeddings=True, pad_token_id=PAD, bos_token_id=None, eos_token_id=None,
-        )  # fmt: skip
-        made: nn.Module = seeded(lambda: transformers.LlamaForCausalLM(config), seed)
-        return made
+        return seeded(lambda: llama(sizes, self.vocabulary, 512, pad=PAD), seed)
 
     def teacher(self) -> nn.Module:
         """The language model, which stays frozen: it reads demonstrations, or what stands for them."""
@@ -247,7 +231,7 @@ class WordLanguages(Testbed):
         return [NEWLINE, SPACE, *range(FIRST_NAME, FIRST_NAME + self.plan.names), *range(ord("a"), ord("z") + 1)]
 
     def read(
-        self, model: nn.Module, sizes: Sizes, recipe: Reading, log: Callable[[int, float], None] | None = None
+        self, model: nn.Module, sizes: LlamaSizes, recipe: Reading, log: Callable[[int, float], None] | None = None
     ) -> nn.Module:
         """Train a language model in place; a training that was killed goes on."""
         content = {**self._content, "sizes": asdict(sizes), "recipe": asdict(recipe)}
