@@ -199,16 +199,15 @@ def test_teachers_by_a_column_and_by_weights(
 
 def test_a_server_gets_its_options(given: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("limbeck.sources.server.Server", lambda *words, **options: asked.append((words, options)))
+    monkeypatch.setattr("limbeck.job.served.Server", lambda *words, **options: asked.append((words, options)))
     plan = plan_of(given, signals="server:http://127.0.0.1:9,model=tiny,top=5,patience=2.5")
     with teaching(plan):
         words, options = asked[0]
     assert words == ("http://127.0.0.1:9", "tiny", plan.teacher.tokenizer)
     assert options == {"top": 5, "patience": 2.5, "size": _vocabulary(given)}
     for wrong, message in (("top=5", "model's name is missing"), ("model=a,k=5", "signals option: given k")):
-        plan = plan_of(given, signals=f"server:http://127.0.0.1:9,{wrong}")
-        with pytest.raises(UserError, match=message), teaching(plan):
-            pass
+        with pytest.raises(UserError, match=message):
+            plan_of(given, signals=f"server:http://127.0.0.1:9,{wrong}")
 
 
 def test_cache_says_what_it_will_cost_and_goes_on(

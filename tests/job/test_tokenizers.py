@@ -176,6 +176,11 @@ def test_the_same_tokens_under_other_numbers_are_translated(
     assert here == pytest.approx(assess(there, there.teacher, "test").quality["perplexity"], rel=1e-4)
 
 
+def write(plan: Plan, out: Path) -> None:
+    with teaching(plan) as live:
+        write_teacher_texts(plan, out, live, Progress(quiet=True))
+
+
 @pytest.mark.parametrize("signals", ["live", "cache"])
 @pytest.mark.usefixtures("quick")
 def test_texts_of_the_teacher_are_written_once(
@@ -205,7 +210,7 @@ def test_texts_of_the_teacher_are_written_once(
     plan = plan_of(same, text="teacher", decoding={"length": 6})
     assert plan.language is not None
     before = asked[0]
-    write_teacher_texts(plan, out, Progress(quiet=True))
+    write(plan, out)
     assert asked[0] == before, "what is there is not written again"
     assert plan.language.written is not None
     assert len(lines) == 1 + len(plan.language.written)
@@ -217,9 +222,9 @@ def test_texts_of_the_teacher_are_written_once(
     assert not (own.shape == written.shape and torch.equal(own, written))
     assert result["models"]["student"]["perplexity"] > 0
     with pytest.raises(UserError, match="texts.jsonl, of another generator"):
-        write_teacher_texts(plan_of(same, text="teacher", decoding={"length": 5}), out, Progress(quiet=True))
+        write(plan_of(same, text="teacher", decoding={"length": 5}), out)
     replaced = plan_of(same, text="teacher(greedy=True)", decoding={"length": 5}, overwrite=True)
-    write_teacher_texts(replaced, out, Progress(quiet=True))
+    write(replaced, out)
     assert replaced.language is not None
     assert replaced.language.written is not None
 

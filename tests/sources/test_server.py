@@ -177,9 +177,10 @@ def test_a_wrong_server_is_refused_at_once() -> None:
         source(server, patience=0)
 
 
-def test_another_tokenizer_is_refused() -> None:
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "llama-cpp"])
+def test_another_tokenizer_is_refused(kind: str) -> None:
     other = tokenizer("xyzzy plugh " * 9 + imitation.TEXT)
-    with serving("llama-cpp", tokenizer=other) as server, pytest.raises(ServerRefused, match="another tokenizer"):
+    with serving(kind, tokenizer=other) as server, pytest.raises(ServerRefused, match="another tokenizer"):
         source(server, probe="xyzzy plugh xyzzy plugh the cat")
 
 

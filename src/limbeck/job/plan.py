@@ -16,7 +16,8 @@ from limbeck.errors import UserError
 from limbeck.job import choices
 from limbeck.job.alignment import align, aligned_signals
 from limbeck.job.language import Language, heads_in_chunks, read_language
-from limbeck.job.references import as_data, as_network, as_teachers
+from limbeck.job.references import as_data, as_networks
+from limbeck.job.served import SCHEME, Address, ServedTeacher
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import SignalChoice, check_teachers, language_signals, parse_signals
 from limbeck.language import is_aligned
@@ -77,6 +78,16 @@ class Plan:
         return next(iter(self.teachers.values()))
 
     @property
+    def address(self) -> Address | None:
+        """Of a teacher behind a server; None where its weights are here."""
+        return self.teacher.address if isinstance(self.teacher, ServedTeacher) else None
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """What can be measured: the teacher, where its weights are here, and the student."""
+        return {**({} if self.address else {"teacher": self.teacher}), "student": self.student}
+
+    @property
     def cached(self) -> bool:
         """Whether the teacher answers once, before training."""
         return self.signals.cached
@@ -130,20 +141,22 @@ def make_plan(settings: Settings) -> Plan:
 
     Everything that can be known to be wrong is refused here, before any long work.
     """
-    settings.check()
+    settings = settings.complete().check()
     choose = _Chooser()
     data = as_data(settings, load_data)
     task = choose("task", settings.task, _task, data)
-    teachers = as_teachers(settings, task, data)
+    teachers, student = as_networks(settings, task, data)
     teacher = next(iter(teachers.values()))
-    labels = data.labels or teacher.labels
-    student = as_network(settings, "student", task, data, teacher=teacher, labels=labels)
+    address = teacher.address if isinstance(teacher, ServedTeacher) else None
+    here = list(teachers.values()) if address is None else []
     choose.note("data", data.notes)
     choose.note("teacher", teacher.notes)
     choose.note("student", [note for note in student.notes if note not in teacher.notes])
     aligned = task == "causal-lm" and settings.objective is not None and is_aligned(parse_objective(settings.objective))
+    if aligned and address:
+        raise UserError("objective", settings.objective, "one on the same tokens", "a server gives no whole logits")
     for one in teachers.values():
-        choose.note("matched", _check_fit(task, one, student, data, aligned))
+        choose.note("matched", _check_fit(settings, task, one, student, data, aligned))
     language = None
     if task == "causal-lm":
         vocabulary = shared_vocabulary(student if aligned else teacher, student)
@@ -169,12 +182,14 @@ def make_plan(settings: Settings) -> Plan:
     augment = False
     if data.modality != "text" or settings.augment or settings.views:
         augment = choose("augment", _checked_augment(settings, data, teacher, student), choices.augmentation)
-    signals = _choose_signals(choose, settings, task, augment, epochs, objective, language)
+    signals = _choose_signals(choose, settings, task, augment, epochs, objective, language, address)
+    if address and signals.kind == "hidden":
+        raise UserError("signals", "hidden", "live or cache", "a server gives no hidden states")
     if language is not None and language.alignment is not None:
         signals = aligned_signals(signals, objective, teachers.values())
         choose.note("memory", ["whole logits of student and teacher are kept: spans are compared on them"])
     elif language is not None:
-        choose.note("memory", [heads_in_chunks(language, [student, *teachers.values()])])
+        choose.note("memory", [heads_in_chunks(language, [student, *here])])
         if signals.kind == "hidden" and not language.heads:
             raise UserError("signals", "hidden", "live or cache", choose.choices[-1].reason)
     if settings.text.startswith("teacher") and len(teachers) > 1:
@@ -186,7 +201,10 @@ def make_plan(settings: Settings) -> Plan:
     if baseline == "trained" and not choices.can_train_alone(task, data):
         raise UserError("baseline", "trained", ("untrained", "none"), "the data have no targets to train on alone")
     precision = choose("precision", _unless_auto(settings.precision), choices.precision, student)
-    teaching = choose("teacher precision", _unless_auto(settings.teacher_precision), choices.teacher_precision, teacher)
+    teaching = "float32"
+    if here:
+        given = _unless_auto(settings.teacher_precision)
+        teaching = choose("teacher precision", given, choices.teacher_precision, teacher)
     optimizer = OptimizerSettings(settings.optimizer, lr, settings.weight_decay, settings.schedule, settings.warmup)
     plan = Plan(
         settings, task, teachers, student, data, objective, optimizer, min(batch_size, len(data.splits.train)), epochs,
@@ -224,7 +242,9 @@ def _task(data: DataSet) -> tuple[str, str]:
     return data.task, data.task_reason
 
 
-def _check_fit(task: str, teacher: Network, student: Network, data: DataSet, aligned: bool) -> list[str]:
+def _check_fit(
+    settings: Settings, task: str, teacher: Network, student: Network, data: DataSet, aligned: bool
+) -> list[str]:
     """Refuse networks and data that cannot work together; notes on what was made to fit.
 
     Tokenizers may be any where the objective compares ``aligned`` spans of text.
@@ -242,7 +262,9 @@ def _check_fit(task: str, teacher: Network, student: Network, data: DataSet, ali
         names = data.labels if data.labels is not None else data.num_classes
         found = {role: compare_labels(network, names, key=f"{role} labels") for role, network in roles.items()}
         return [f"{role}: {note}" for role, note in found.items() if note]
-    return [compare_tokenizers(teacher, student, remap=True)] if task == "causal-lm" and not aligned else []
+    # A server goes on speaking its own numbers.
+    remap = not (settings.signals or "").startswith(SCHEME)
+    return [compare_tokenizers(teacher, student, remap=remap)] if task == "causal-lm" and not aligned else []
 
 
 def _check_targets(data: DataSet) -> None:
@@ -282,16 +304,18 @@ def _checked_augment(settings: Settings, data: DataSet, teacher: Network, studen
 
 def _choose_signals(
     choose: _Chooser, settings: Settings, task: str, augment: bool, epochs: int, objective: Objective,
-    language: Language | None,
+    language: Language | None, address: Address | None,
 ) -> SignalChoice:  # fmt: skip
-    asked = None if settings.signals is None else parse_signals(settings.signals, task)
+    most = {} if address is None else {"most": address.top}
+    asked = None if settings.signals is None else parse_signals(settings.signals, task, **most)
     if settings.cache == "off":
         if asked is not None and asked.cached:
             raise UserError("signals", settings.signals, "live, with --cache off")
         asked = asked or SignalChoice("live")
     chosen: SignalChoice
     if language is not None:
-        chosen = choose("teacher signals", None, language_signals, asked, settings.cache, objective, language.writer())
+        writer = language.writer()
+        chosen = choose("teacher signals", None, language_signals, asked, settings.cache, objective, writer, address)
     else:
         chosen = choose("teacher signals", None, choices.signals, asked, augment, epochs, objective, settings)
     return chosen

@@ -14,6 +14,7 @@ from limbeck.cache import tools
 from limbeck.errors import LimbeckError, UserError
 from limbeck.job.plan import make_plan
 from limbeck.job.progress import Progress
+from limbeck.job.served import Address, is_served
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import teaching
 from limbeck.job.train import cache_costs, cached_teacher, kept_signals
@@ -27,7 +28,8 @@ def write_signals(
 ) -> dict[str, Any]:
     """Fill the cache ``settings.out`` and describe it; a later ``distill`` with ``--cache`` finds every sample there.
 
-    The teacher stands in for the student, so that a plan also checks that teacher and data fit together.
+    The teacher stands in for the student, so that a plan also checks that teacher and data fit together; for one behind
+    a server the folder of its tokenizer does.
 
     Args:
         writers: processes of this machine that write side by side, each with a teacher of its own; their parts are
@@ -37,7 +39,7 @@ def write_signals(
     if writers < 1 or (writers > 1 and part is not None):
         raise UserError("writers", writers, "1 or more" if part is None else "1, with a part")
     out = Path(settings.out)
-    plan = make_plan(replace(settings, student=settings.teacher, signals=settings.signals or "cache"))
+    plan = make_plan(replace(settings, student=_stand_in(settings.teacher), signals=settings.signals or "cache"))
     progress = Progress(quiet)
     with teaching(plan) as live:
         expected = cache_costs(plan, live, writers if part is None else part[1])
@@ -67,6 +69,16 @@ def write_signals(
         tokens = plan.language.positions()
         found |= {"tokens": tokens, "bytes_per_token": size / tokens}
     return found
+
+
+def _stand_in(teacher: Any) -> Any:
+    if not is_served(teacher):
+        return teacher
+    address = Address.parse(teacher, "teacher")
+    if not address.tokenizer:
+        hint = "the folder of the student, whose tokenizer reads the data"
+        raise UserError("teacher", teacher, "server:URL,model=NAME,tokenizer=hf:FOLDER", hint)
+    return address.tokenizer
 
 
 def _side_by_side(settings: Settings, writers: int) -> None:

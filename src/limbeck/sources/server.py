@@ -21,6 +21,8 @@ from limbeck.sources.base import Source
 PROBE = "The capital of France is Paris"
 # Below this much the rest of float32 log-probabilities is rounding.
 LEAST_REST = 2.0**-23
+#: Tokens per place that are asked for unless somebody says otherwise.
+TOP = 64
 
 
 class Server(Source):
@@ -67,7 +69,7 @@ class Server(Source):
         model: str,
         tokenizer: Any,
         *,
-        top: int = 64,
+        top: int = TOP,
         size: int | None = None,
         dialect: str = "auto",
         concurrency: int = 4,
@@ -105,11 +107,14 @@ class Server(Source):
             places.append(self._answer(next(answers), row, length, batch, number) if length else [])
         return {"logits": self._sparse(places, answer).map(lambda tensor: tensor.to(ids.device))}
 
+    @property
+    def known(self) -> Any:
+        """What tells this teacher from another of the same name: its revision, or what it is sure of on the probe."""
+        return self.revision if self.revision is not None else self._greeting
+
     def fingerprint(self) -> str:
-        known = self.revision if self.revision is not None else self._greeting
-        return fingerprint_text(
-            "server", self.model, self.top, self.size, fingerprint_tokenizer(self.texts.tokenizer), known
-        )
+        tokenizer = fingerprint_tokenizer(self.texts.tokenizer)
+        return fingerprint_text("server", self.model, self.top, self.size, tokenizer, self.known)
 
     def _probe(self, ids: Sequence[int]) -> list[list[int]]:
         """Score the probe text; what is certain in the answer, for the fingerprint."""
