@@ -15,7 +15,8 @@ from limbeck.cache import CacheReader
 from limbeck.cli import main
 from limbeck.engine.distiller import Distiller
 from limbeck.errors import UserError
-from limbeck.job.plan import Plan, make_plan
+from limbeck.job.plan import Plan, frozen_copy, make_plan
+from limbeck.job.preview import preview
 from limbeck.job.progress import Progress
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import teaching, with_head
@@ -257,6 +258,27 @@ def test_a_dry_run_says_what_it_takes(given: tuple[str, str, str]) -> None:
     assert costs["steps"] > 0
     assert costs["cache_bytes"] > 1000
     assert costs["weights_and_optimizer_bytes"] > 1000
+    assert costs["memory_of"] == "rss"
+    assert costs["peak_bytes"] > costs["step_bytes"]
+
+
+def test_a_dry_run_measures_the_memory_of_a_step_of_the_longest_texts(given: tuple[str, str, str]) -> None:
+    plan, block, widths = plan_of(given, accumulate=2), 300 << 20, []
+    assert plan.language is not None
+
+    def takes(module: Any, args: Any, given: Any) -> None:
+        widths.append(given["input_ids"].shape[1])
+        if module.training:
+            torch.ones(block, dtype=torch.uint8)
+
+    # Losses run the head, so that the model as a whole is not called.
+    plan.student.module.get_submodule("model").register_forward_pre_hook(takes, with_kwargs=True)
+    before = frozen_copy(plan.student.module)
+    with teaching(plan) as live:
+        costs = preview(plan, live, Progress(quiet=True))["costs"]
+    assert block <= costs["step_bytes"] < 1.5 * block
+    assert widths[0] == max(len(one) for one in plan.language.splits.train.input)  # type: ignore[arg-type, union-attr]
+    assert all(torch.equal(value, before[name]) for name, value in plan.student.module.state_dict().items())
 
 
 @pytest.mark.parametrize(
