@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from limbeck.job.train import cache_costs, cached_teacher, kept_signals
 from limbeck.report.tables import format_duration, format_value
 
 Part = tuple[int, int]
+# Seconds that writers have to write what they hold, once they are asked to stop.
+_PATIENCE = 30.0
 
 
 def write_signals(
@@ -82,29 +88,64 @@ def _stand_in(teacher: Any) -> Any:
 
 
 def _side_by_side(settings: Settings, writers: int) -> None:
-    """Every part by a process of its own; a part that fails fails all, and a later call goes on with each."""
+    """Every part by a process of its own; a part that fails fails all, and a later call goes on with each.
+
+    Ctrl-C reaches all processes of a terminal at once. The writers leave it to this one, which asks them to stop and
+    waits, for a while, until they have written what they hold.
+    """
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // writers)
     running = [
         context.Process(target=_write_part, args=(settings, (number, writers), threads)) for number in range(writers)
     ]
-    for process in running:
-        process.start()
     try:
+        with _deaf():
+            for process in running:
+                process.start()
         for process in running:
             process.join()
     finally:
-        for process in running:
-            process.terminate()
+        with _deaf():
+            _end([process for process in running if process.pid is not None])
     failed = [number for number, process in enumerate(running) if process.exitcode]
     if failed:
         raise LimbeckError(f"writers {failed} of {writers} stopped; what is written is kept, the same call goes on")
 
 
+def _end(started: list[Any]) -> None:
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.join(_PATIENCE)
+        # One that neither ends nor answers is in a batch that takes longer than anybody waits.
+        process.kill()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Without Ctrl-C, here and in processes that are started meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread is ever interrupted, and only it may say so.
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _write_part(settings: Settings, part: Part, threads: int) -> None:
+    signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(threads)
     try:
         write_signals(settings, part=part, quiet=part[0] > 0)
     except LimbeckError as error:
         print(f"limbeck: writer {part[0]}: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
+
+
+def _stop(*_: object) -> None:
+    # An orderly end: a cache that is being written is closed on the way.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(128 + signal.SIGTERM)
