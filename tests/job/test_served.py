@@ -22,12 +22,14 @@ from limbeck.job.teacher_texts import write_teacher_texts
 from limbeck.job.teachers import teaching
 from limbeck.servers import ServerRefused
 from limbeck.signals import SparseLogits
+from tests.job.helpers import COMMON, plan_of
 from tests.models.tiny import chat_tokenizer, save_chat_llama
 from tests.servers import imitation
 from tests.servers.imitation import NAME, Server, serving
 
 pytestmark = pytest.mark.usefixtures("quick")
-COMMON: dict[str, Any] = {"task": "causal-lm", "batch_size": 8, "epochs": 1, "max_length": 100, "answers": 0}
+# The tokens of the imitation are small.
+SHORT: dict[str, Any] = {"max_length": 100, "answers": 0, "teacher_precision": "auto"}
 TEXTS = {"text": "teacher", "decoding": {"length": 5}}
 
 
@@ -49,8 +51,8 @@ def address(server: Server, **options: Any) -> str:
     return ",".join([f"server:{server.url}", f"model={NAME}", *(f"{name}={value}" for name, value in options.items())])
 
 
-def plan_of(teacher: str, student: str, chat_table: Path, **options: Any) -> Plan:
-    return make_plan(Settings(teacher, student, f"parquet:{chat_table}", "unused", **{**COMMON, **options}))
+def served(teacher: str, student: str, chat_table: Path, **options: Any) -> Plan:
+    return plan_of((teacher, student, f"parquet:{chat_table}"), **SHORT, **options)
 
 
 def test_signals_alone_name_the_teacher(student: str, server: Server, chat_table: Path, tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_signals_alone_name_the_teacher(student: str, server: Server, chat_table
 
 
 def test_its_signals_are_the_models(student: str, server: Server, chat_table: Path) -> None:
-    plan = plan_of(address(server, top=20), student, chat_table)
+    plan = served(address(server, top=20), student, chat_table)
     assert plan.language is not None
     batch = next(iter(plan.language.loader("train", 3, ready=True)))
     with teaching(plan) as live:
@@ -104,7 +106,7 @@ def test_it_writes_the_texts_once(
     student: str, server: Server, chat_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, out = (student, f"parquet:{chat_table}"), tmp_path / "out"
-    options = {**COMMON, **TEXTS, "objective": "cross_entropy", "baseline": "none", "quiet": True}
+    options = {**COMMON, **SHORT, **TEXTS, "objective": "cross_entropy", "baseline": "none", "quiet": True}
 
     def cut(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -119,7 +121,7 @@ def test_it_writes_the_texts_once(
     limbeck.distill(address(server, top=5), *given, out, **options)
     written = (out / "texts.jsonl").read_text().splitlines()
     assert written[: len(lines)] == lines
-    plan = plan_of(address(server, top=20), student, chat_table, **TEXTS)
+    plan = served(address(server, top=20), student, chat_table, **TEXTS)
     before = len(server.asked)
     with teaching(plan) as live:
         write_teacher_texts(plan, out, live, Progress(quiet=True))
@@ -131,7 +133,7 @@ def test_it_writes_the_texts_once(
     for number, one in zip(plan.language.written.id.tolist(), plan.language.written.input):
         assert one.ids[one.learnt].tolist() == told[number]
     with serving("vllm", seed=1) as other:
-        plan = plan_of(address(other, top=20), student, chat_table, **TEXTS)
+        plan = served(address(other, top=20), student, chat_table, **TEXTS)
         with teaching(plan) as live, pytest.raises(UserError, match="texts.jsonl, of another generator"):
             write_teacher_texts(plan, out, live, Progress(quiet=True))
 
@@ -139,21 +141,21 @@ def test_it_writes_the_texts_once(
 def test_a_template_of_the_reference(server: Server, student: str, chat_table: Path, tmp_path: Path) -> None:
     bare = f"hf:{save_chat_llama(tmp_path / 'bare', 2, 7, imitation.tokenizer())}"
     with pytest.raises(UserError, match="template"):
-        plan_of(address(server), bare, chat_table)
-    plan = plan_of(address(server, tokenizer=student), bare, chat_table)
+        served(address(server), bare, chat_table)
+    plan = served(address(server, tokenizer=student), bare, chat_table)
     assert plan.student.tokenizer.chat_template is not None
     plan.student.save(tmp_path / "saved")
     assert "assistant" in json.dumps([path.read_text() for path in (tmp_path / "saved").glob("*.j*n*")])
     other = f"hf:{save_chat_llama(tmp_path / 'other', 2, 7, chat_tokenizer(size=266))}"
     with pytest.raises(UserError, match="student tokenizer: given another vocabulary"):
-        plan_of(address(server, tokenizer=student), other, chat_table)
+        served(address(server, tokenizer=student), other, chat_table)
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang", "llama-cpp"])
 def test_a_student_of_other_tokens_is_refused_by_the_probe(kind: str, chat_table: Path, tmp_path: Path) -> None:
     other = f"hf:{save_chat_llama(tmp_path, 2, 7, chat_tokenizer(size=300))}"
     with serving(kind) as server:
-        plan = plan_of(address(server, top=20), other, chat_table)
+        plan = served(address(server, top=20), other, chat_table)
         with pytest.raises(ServerRefused, match="tokenizer"), teaching(plan):
             pass
 
@@ -172,7 +174,7 @@ def test_a_student_of_other_tokens_is_refused_by_the_probe(kind: str, chat_table
     ],
 )
 def test_refused(student: str, chat_table: Path, options: dict[str, Any], message: str) -> None:
-    given = {"teacher": "server:http://a,model=x", "student": student, **COMMON, **options}
+    given = {"teacher": "server:http://a,model=x", "student": student, **COMMON, **SHORT, **options}
     with pytest.raises(UserError, match=message):
         make_plan(Settings(data=f"parquet:{chat_table}", out="unused", **given))
 
