@@ -15,14 +15,15 @@ from limbeck.engine import OptimizerSettings
 from limbeck.errors import UserError
 from limbeck.job import choices
 from limbeck.job.alignment import align, aligned_signals
+from limbeck.job.fitting import check_fit, checked_augment
 from limbeck.job.language import Language, heads_in_chunks, read_language
 from limbeck.job.references import as_data, as_networks
-from limbeck.job.served import SCHEME, Address, ServedTeacher
+from limbeck.job.served import Address, ServedTeacher
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import SignalChoice, check_teachers, language_signals, parse_signals
 from limbeck.language import is_aligned
 from limbeck.models.compare import shared_vocabulary
-from limbeck.models.references import Network, compare_labels, compare_tokenizers
+from limbeck.models.references import Network
 from limbeck.objectives import Objective
 from limbeck.objectives.text import parse_objective
 
@@ -159,7 +160,7 @@ def make_plan(settings: Settings) -> Plan:
     if aligned and address:
         raise UserError("objective", settings.objective, "one on the same tokens", "a server gives no whole logits")
     for one in teachers.values():
-        choose.note("matched", _check_fit(settings, task, one, student, data, aligned))
+        choose.note("matched", check_fit(settings, task, one, student, data, aligned))
     language = None
     if task == "causal-lm":
         vocabulary = shared_vocabulary(student if aligned else teacher, student)
@@ -188,7 +189,7 @@ def make_plan(settings: Settings) -> Plan:
         choose.note("steps", [f"{settings.steps}, as given: {epochs} epochs or a part of them"])
     augment = False
     if data.modality != "text" or settings.augment or settings.views:
-        augment = choose("augment", _checked_augment(settings, data, teacher, student), choices.augmentation)
+        augment = choose("augment", checked_augment(settings, data, teacher, student), choices.augmentation)
     signals = _choose_signals(choose, settings, task, augment, epochs, objective, language, address)
     if address and signals.kind == "hidden":
         raise UserError("signals", "hidden", "live or cache", "a server gives no hidden states")
@@ -249,42 +250,6 @@ def _task(data: DataSet) -> tuple[str, str]:
     return data.task, data.task_reason
 
 
-def _check_fit(
-    settings: Settings, task: str, teacher: Network, student: Network, data: DataSet, aligned: bool
-) -> list[str]:
-    """Refuse networks and data that cannot work together; notes on what was made to fit.
-
-    Tokenizers may be any where the objective compares ``aligned`` spans of text.
-    """
-    roles = {"teacher": teacher, "student": student}
-    for role, network in roles.items():
-        if data.modality != network.modality and "tensor" not in (data.modality, network.modality):
-            raise UserError(role, f"a network for {network.modality}s", f"one for the data's {data.modality}s")
-    if len(data.splits.train) < 2:
-        raise UserError("data", f"{len(data.splits.train)} training samples", "at least 2")
-    if not any(parameter.requires_grad for parameter in student.module.parameters()):
-        raise UserError("student", student.reference, "a network with trainable weights", "pt2 files can only teach")
-    if task == "classification":
-        _check_targets(data)
-        names = data.labels if data.labels is not None else data.num_classes
-        found = {role: compare_labels(network, names, key=f"{role} labels") for role, network in roles.items()}
-        return [f"{role}: {note}" for role, note in found.items() if note]
-    # A server goes on speaking its own numbers.
-    remap = not (settings.signals or "").startswith(SCHEME)
-    return [compare_tokenizers(teacher, student, remap=remap)] if task == "causal-lm" and not aligned else []
-
-
-def _check_targets(data: DataSet) -> None:
-    for part in ("train", "validation", "test"):
-        target = getattr(data.splits, part).target
-        if target is None or data.num_classes is None or not len(target):
-            continue
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= data.num_classes:
-            allowed = f"class numbers 0 to {data.num_classes - 1}"
-            raise UserError(f"data labels of {part}", low if low < 0 else high, allowed)
-
-
 def _taps(task: str, settings: Settings, choose: _Chooser) -> tuple[dict[str, str], dict[str, str]]:
     student, teacher = dict(settings.student_taps), dict(settings.teacher_taps)
     if task == "features":
@@ -292,21 +257,6 @@ def _taps(task: str, settings: Settings, choose: _Chooser) -> tuple[dict[str, st
         for role, taps in (("student", student), ("teacher", teacher)):
             taps["embedding"] = choose(f"{role} tap", taps.get("embedding"), lambda: ("last_stage", why))
     return student, teacher
-
-
-def _checked_augment(settings: Settings, data: DataSet, teacher: Network, student: Network) -> bool | None:
-    if settings.augment and data.modality != "image":
-        raise UserError("augment", True, "images only", f"these data are {data.modality}s")
-    if (settings.augment or settings.views is not None) and teacher.preprocessing != student.preprocessing:
-        key, given = ("augment", True) if settings.views is None else ("views", settings.views)
-        hint = "both have to be shown the same view"
-        raise UserError(key, given, "teacher and student that prepare images in one way", hint)
-    if settings.views is None:
-        return settings.augment
-    if settings.augment is False or data.modality != "image":
-        why = "augment is off" if data.modality == "image" else f"these data are {data.modality}s"
-        raise UserError("views", settings.views, "images, which are augmented", why)
-    return True
 
 
 def _choose_signals(
