@@ -43,7 +43,7 @@ def preview(plan: Plan, live: Source, progress: Progress) -> dict[str, Any]:
     trainable = parameters(plan.student.module)["trainable"]
     needed = state_bytes(plan.student.module) + state_bytes(plan.teacher.module) + 12 * trainable
     cache = cache_costs(plan, live).bytes if plan.cached else 0.0
-    costs = {
+    costs: dict[str, Any] = {
         "steps": plan.steps,
         "step_seconds": steps.student,
         "teacher_step_seconds": steps.teacher,

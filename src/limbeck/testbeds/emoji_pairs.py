@@ -118,7 +118,8 @@ class EmojiPairs(Testbed):
 
     def image_encoder(self) -> ViT:
         """An untrained one."""
-        return self.plan.student.image_encoder(PIXELS, PATCH)
+        sizes: Sizes = self.plan.student
+        return sizes.image_encoder(PIXELS, PATCH)
 
     def pretrained(self) -> ViTClassifier:
         """An image encoder that was trained to name the subcategory of the training drawings, made once and kept."""
@@ -141,7 +142,8 @@ class EmojiPairs(Testbed):
 
     def dual_encoder(self, seed: int, *, fusion: bool) -> VisionLanguage:
         """Two encoders and projections with fresh weights; with ``fusion`` a fusion encoder and its two heads too."""
-        return self.plan.student.dual_encoder(PIXELS, PATCH, len(self.words), LENGTH, seed, fusion=fusion)
+        sizes: Sizes = self.plan.student
+        return sizes.dual_encoder(PIXELS, PATCH, len(self.words), LENGTH, seed, fusion=fusion)
 
     def student(self, seed: int = 0) -> VisionLanguage:
         """With a fusion encoder that is a function of ``seed``; the two encoders are the teacher's."""
