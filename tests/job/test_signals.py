@@ -48,14 +48,14 @@ def test_ctrl_c_ends_all_writers_and_the_same_command_goes_on(
     words = ["cache", "--task", "causal-lm", "--teacher", f"hf:{chat_model}", "--data", f"parquet:{table}"]
     words += ["--batch-size", "1", "--codec", "topk:8", "--writers", "2", "--out", str(out)]
     first = started(words)
-    until = time.monotonic() + 100
+    until = time.monotonic() + 400
     while len(list(out.glob("part-*"))) < 2:
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < until
         time.sleep(0.02)
     time.sleep(0.2)
     os.killpg(first.pid, signal.SIGINT)
-    _, said = first.communicate(timeout=60)
+    _, said = first.communicate(timeout=200)
     assert first.returncode == 130, said
     assert "limbeck: interrupted" in said
     assert "Traceback" not in said
