@@ -27,6 +27,7 @@ BENCHMARKS = {
     "training_step": "training step against a hand-written PyTorch loop",
     "torchdistill_loop": "training step against torchdistill's own loop",
     "cached_training": "training from the cache against training without a teacher",
+    "cached_language_model": "step of a language model (half of SmolLM2) from the cache against a live teacher",
     "cache_frontier": "bytes per token of a cached language model (SmolLM2, 51,000 tokens) and what they cost in KL",
     "on_policy_step": "an on-policy step of a language model against TRL's GKD trainer",
     "vocabulary_loss": "chunked vocabulary loss against the plain one, vocabulary 131,072",
