@@ -12,7 +12,7 @@ import torch
 from limbeck.cache import write_cache
 from limbeck.errors import UserError
 from limbeck.language import Sequences
-from limbeck.servers import ServerGone, ServerRefused, TokenTexts
+from limbeck.servers import Misread, ServerGone, ServerRefused, TokenTexts
 from limbeck.signals import SparseLogits
 from limbeck.sources import Cached, Server
 from tests.servers import imitation
@@ -108,7 +108,7 @@ def test_tokens_that_a_text_is_not_cut_into_are_refused_where_text_is_all_there_
     batch = {**Sequences.pad([letters[:3]], [letters[3:]], pad=0).batch(), "id": torch.tensor([1])}
     with (
         serving("llama-cpp") as server,
-        pytest.raises(UserError, match="tokens as the tokenizer cuts prompt and answer"),
+        pytest.raises(Misread, match="a text with .* at its end is not cut into just its tokens by the tokenizer"),
     ):
         source(server)(batch, ("logits",))
     with serving("vllm") as server:

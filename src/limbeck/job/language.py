@@ -36,6 +36,7 @@ from limbeck.models.hf_networks import quiet
 from limbeck.models.network import Network
 from limbeck.nn.mode import evaluating
 from limbeck.objectives import Objective
+from limbeck.servers import TokenTexts
 from limbeck.signals import Forward, move
 from limbeck.sources import Source
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 _DECODING = {"temperature": 1.0, "top_p": 1.0, "length": 64}
 _PARTS = ("train", "validation", "test")
+# Tokens of one character, or of line ends and spaces in a row, that a cut may have parted.
+_FEW = 8
 
 
 @dataclass
@@ -61,6 +64,8 @@ class Language:
         alignment: how a teacher of another tokenizer reads them.
         written: training samples with the teacher's answers, once they are there.
         answers: the teacher's greedy answers to held-out prompts, once it was measured.
+        unread: ``texts`` and ``prompts`` that a teacher behind a server read in other tokens, and how many it was asked
+            about.
     """
 
     splits: Splits
@@ -73,6 +78,7 @@ class Language:
     alignment: Alignment | None = None
     written: Split | None = None
     answers: list[str] = field(default_factory=list)
+    unread: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def writer(self) -> Writer:
         """A new writer, with nothing in its buffer."""
@@ -180,9 +186,21 @@ def columns(samples: Sequence[Encoded], *, pad: int, prompts: bool) -> dict[str,
 
 
 def read_language(
-    data: DataSet, reader: Network, text: str, decoding: Mapping[str, float], vocabulary: int | None
+    data: DataSet,
+    reader: Network,
+    text: str,
+    decoding: Mapping[str, float],
+    vocabulary: int | None,
+    *,
+    served: bool = False,
 ) -> tuple[Language, DataSet, list[str]]:
     """Tokens of all samples, the data without those that teach nothing, and notes.
+
+    Args:
+        reader: the network whose tokenizer and chat template read the data.
+        text, decoding, vocabulary: see :class:`Language`.
+        served: whether a server is asked about the training texts, some only by their text: what is cut is then cut
+            where that text has the same tokens again.
 
     Raises:
         UserError: the data are no texts, nothing is left to learn, or a setting of the text is wrong.
@@ -203,6 +221,9 @@ def read_language(
         split: Split = getattr(data.splits, part)
         with quiet():
             rows = [prepare.encode(sample) for sample in split.input]
+            if served and part == "train":
+                texts = TokenTexts(tokenizer)
+                rows = [_readable(one, texts) if one.lost else one for one in rows]
         counts = Counts.of(rows)
         # Whoever writes needs prompts alone.
         good = [
@@ -283,6 +304,15 @@ def language_distiller(
 def reference_of(network: Network) -> str:
     """How errors name a network."""
     return network.reference or type(network.module).__name__
+
+
+def _readable(one: Encoded, texts: TokenTexts) -> Encoded:
+    """A text that was cut, without the few last tokens that its text alone would not be cut into."""
+    for length in range(len(one), max(len(one) - _FEW, 1), -1):
+        if texts.text_of(one.ids[:length].tolist()) is not None:
+            lost = one.lost + len(one) - length
+            return replace(one, ids=one.ids[:length], learnt=one.learnt[:length], lost=lost)
+    return one
 
 
 def _opens(one: Encoded) -> bool:

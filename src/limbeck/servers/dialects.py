@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
 from limbeck.errors import UserError
-from limbeck.servers.connection import Connection, ServerGone, ServerRefused
+from limbeck.servers.connection import Connection, Misread, ServerGone, ServerRefused
 from limbeck.servers.token_texts import TokenTexts
 
 Entries = dict[int, float]
@@ -61,11 +61,21 @@ class Dialect(ABC):
 
     @abstractmethod
     def request(self, ids: Sequence[int]) -> dict[str, Any]:
-        """The body that asks about a text; a UserError where this server cannot be asked about these tokens."""
+        """The body that asks about a text.
+
+        Raises:
+            Misread: this server can be given text alone, and the tokenizer cuts the text of these tokens otherwise.
+            UserError: the server adds a token to every text that this one does not begin with.
+        """
 
     @abstractmethod
     def read(self, answer: Any, ids: Sequence[int]) -> Scored:
-        """What was answered; a ServerRefused says what is missing or does not fit."""
+        """What was answered.
+
+        Raises:
+            Misread: other tokens were read than the tokenizer's.
+            ServerRefused: anything else that is missing or does not fit.
+        """
 
     def settle(self, ask: Ask, ids: Sequence[int]) -> tuple[list[int], Scored]:
         """Find out what has to be known of this server on a probe text; its tokens as asked for, and what was said.
@@ -92,14 +102,14 @@ class Dialect(ABC):
 
     @abstractmethod
     def written(self, answer: Any, ids: Sequence[int]) -> Written:
-        """What was written."""
+        """What was written; a Misread as in :meth:`read`."""
 
     def settle_writing(self, ask: Ask, ids: Sequence[int]) -> None:  # noqa: B027
         """Find out on a probe text what has to be known of a server that writes."""
 
-    def refuse(self, missing: str, hint: str = "") -> NoReturn:
+    def refuse(self, missing: str, hint: str = "", kind: type[ServerRefused] = ServerRefused) -> NoReturn:
         """Stop at an answer that cannot be used."""
-        raise ServerRefused(f"server of {self.model} ({type(self).__name__}): {missing}{'; ' + hint if hint else ''}")
+        raise kind(f"server of {self.model} ({type(self).__name__}): {missing}{'; ' + hint if hint else ''}")
 
 
 @dataclass(frozen=True)
@@ -265,10 +275,9 @@ class Echo(Dialect):
                 )  # fmt: skip
             prompt = self.texts.text_of(ids)
             if prompt is None:
-                raise UserError(
-                    "sample", f"tokens {list(ids)[:12]}...", "tokens as the tokenizer cuts prompt and answer in one",
-                    "this server reads text alone and would cut it otherwise; a server of vLLM or SGLang takes tokens",
-                )  # fmt: skip
+                hint = "this server takes text alone, one of vLLM or SGLang takes tokens"
+                shown = f"{self.texts.decode(ids[-12:])!r} at its end"
+                self.refuse(f"a text with {shown} is not cut into just its tokens by the tokenizer", hint, Misread)
             if self.adds_start:
                 prompt = prompt.removeprefix(self.texts.bytes[ids[0]].decode())
         return prompt
@@ -312,7 +321,7 @@ class Echo(Dialect):
     def _check_read(self, answer: Any, ids: Sequence[int]) -> None:
         read = _path(answer, "usage", "prompt_tokens")
         if read is not None and read != len(ids):
-            self.refuse(f"it read {read} tokens where the tokenizer has {len(ids)}", "another tokenizer?")
+            self.refuse(f"it read {read} tokens where the tokenizer has {len(ids)}", "another tokenizer?", Misread)
 
     def _other_end(self, ids: list[int]) -> list[int]:
         """The probe with another last token, which the server will cut as we do."""
@@ -348,7 +357,7 @@ class Echo(Dialect):
                 return _Tops(rows, kept_start=0 in rows)
         place = next((i for i, (a, b) in enumerate(zip(without, tokens)) if not self.texts.is_text(ids[a], b)), None)
         where = f"token {place} is {tokens[place]!r}" if place is not None else f"{len(tokens)} tokens came back"
-        self.refuse(f"the echoed text was cut otherwise: {where}, of {len(ids)}", "another tokenizer?")
+        self.refuse(f"the echoed text was cut otherwise: {where}, of {len(ids)}", "another tokenizer?", Misread)
 
 
 @dataclass(frozen=True)
