@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -40,6 +41,15 @@ def tokenizer(text: str = TEXT) -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|end|>"
     )
+
+
+@cache
+def splits_numbers() -> Any:
+    """The same tokens, but every digit is read alone: what is left of a tokenizer after a careless conversion."""
+    made = copy.deepcopy(tokenizer())
+    parts = [tokenizers.pre_tokenizers.Digits(individual_digits=True), made.backend_tokenizer.pre_tokenizer]
+    made.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(parts)
+    return made
 
 
 @cache
