@@ -169,10 +169,10 @@ def test_a_batch_of_nothing_else_is_harmless() -> None:
 def test_too_many_of_them_end_it_with_the_count() -> None:
     batch = mixed()[0]
     with serving("llama-cpp", tokenizer=imitation.splits_numbers()) as server:
-        asked = source(server, unread=0.4)
-        for _ in range(4):
+        asked = source(server, unread=0.25)
+        for _ in range(10):
             asked(batch, ("logits",))
-        with pytest.raises(ServerRefused, match="reads 9 of 20 texts in other tokens than the tokenizer"):
+        with pytest.raises(ServerRefused, match="reads 22 of 44 texts in other tokens than the tokenizer"):
             asked(batch, ("logits",))
 
 

@@ -14,8 +14,8 @@ from limbeck.servers.connection import Connection, Misread, ServerRefused
 log = logging.getLogger(__name__)
 #: Share of the texts asked that a job leaves out before it stops.
 UNREAD = 0.2
-# Of fewer texts a share says little.
-_LEAST = 20
+# Batches are of texts of like length, often cut alike, so that those that are misread come together.
+_SPARE = 10
 _REASONS = (
     "likely another tokenizer, a setting that adds or drops special tokens, or --max-length, which cuts texts where a "
     "server that takes text alone reads them otherwise"
@@ -31,7 +31,7 @@ class Questions:
 
     Attributes:
         connection: to the server.
-        share: of the texts asked that may be left out, once there are 20; with 0 the first is an error.
+        share: of the texts asked that may be left out, and 10 more on the way; with 0 the first is an error.
         asked, unread: texts so far, and those of them that were left out.
         first: what was said of the first of these.
     """
@@ -57,7 +57,7 @@ class Questions:
 
         Raises:
             Misread: one was left out, where none may be.
-            ServerRefused: more were left out than ``share`` allows.
+            ServerRefused: too many were left out, see ``share``.
         """
         self.asked += len(texts)
         bodies = {}
@@ -70,13 +70,13 @@ class Questions:
                 found[place] = read(answer, texts[place])
         return found
 
-    def check(self, unread: int, asked: int) -> None:
+    def check(self, unread: int, asked: int, spare: int = 0) -> None:
         """Refuse so many texts that were left out.
 
         Raises:
-            ServerRefused: they are more than ``share`` of those asked.
+            ServerRefused: they are more than ``share`` of those asked, and ``spare``.
         """
-        if unread > self.share * asked:
+        if unread > self.share * asked + spare:
             raise ServerRefused(
                 f"the server at {self.connection.url} reads {unread} of {asked} texts in other tokens than the "
                 f"tokenizer, more than {self.share:.0%} ({_REASONS}){'; the first: ' if self.first else ''}{self.first}"
@@ -93,5 +93,4 @@ class Questions:
                 self.first = str(reason)
                 log.warning("a text is left out, and so are others like it: %s", reason)
             self.unread += 1
-            if self.asked >= _LEAST:
-                self.check(self.unread, self.asked)
+            self.check(self.unread, self.asked, _SPARE)
