@@ -187,7 +187,9 @@ def test_a_cache_knows_what_was_left_out(tmp_path: Path) -> None:
         filled.close()
         before = len(server.asked)
         tools.recode(tmp_path / "a", tmp_path / "c", "topk:12:float32")
-        read = [Cached(tmp_path / name)(batch, ("logits",)) for name in "abc"]
+        cached = [Cached(tmp_path / name) for name in "abc"]
+        read = [one(batch, ("logits",)) for one in cached]
+        read.append(cached[0](cached[0].attach(("logits",))(batch), ("logits",)))
         assert len(server.asked) == before
     objective, logits = CrossEntropy() + KL(), logits_of(batch)
     wanted = total(objective({"logits": logits}, live, batch))
