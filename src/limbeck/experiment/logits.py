@@ -64,9 +64,6 @@ class LogitExperiment(Experiment):
     def check(self) -> None:
         super().check()
         for name, arm in self.arms.items():
-            for option in arm.options:
-                if option not in self.options:
-                    raise UserError(f"option of arm {name}", option, self.options)
             if (teacher := arm.options.get("teacher", "trained")) not in TEACHERS:
                 raise UserError(f"teacher of arm {name}", teacher, TEACHERS)
 
