@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from limbeck.condensation.experts import ExpertPool, FreshNetworks
@@ -19,6 +18,7 @@ from limbeck.engine import OptimizerSettings
 from limbeck.errors import UserError
 from limbeck.losses import cross_entropy, mean_discrepancy
 from limbeck.models.convnet import ConvNet
+from tests.engine.helpers import Cut, Die
 
 TARGET = torch.arange(3).repeat(8)
 REAL = Split(
@@ -146,19 +146,6 @@ def test_otherwise_it_follows_its_schedule() -> None:
     assert rates == pytest.approx([0.0, 1e-3])
 
 
-class Cut(Exception):
-    """Stands for a machine that dies."""
-
-
-class DieAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        if pl_module.steps_done == self.step:
-            raise Cut
-
-
 @pytest.mark.parametrize("step", [2, 5])
 def test_it_resumes_bit_for_bit(step: int, tmp_path: Path) -> None:
     def run(**options: Any) -> Any:
@@ -168,7 +155,7 @@ def test_it_resumes_bit_for_bit(step: int, tmp_path: Path) -> None:
 
     whole = run()
     with pytest.raises(Cut):
-        run(out=tmp_path, checkpoint_seconds=0.0, callbacks=[DieAt(step)])
+        run(out=tmp_path, checkpoint_seconds=0.0, callbacks=[Die(step)])
     resumed = run(out=tmp_path, checkpoint_seconds=0.0, resume=True)
     assert all(torch.equal(one, other) for one, other in zip(whole, resumed))
 
