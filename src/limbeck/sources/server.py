@@ -12,8 +12,9 @@ from torch import Tensor
 
 from limbeck.cache.fingerprint import fingerprint_text, fingerprint_tokenizer
 from limbeck.errors import UserError
+from limbeck.servers.base import Entries
 from limbeck.servers.connection import Connection, ServerRefused
-from limbeck.servers.dialects import Entries, meet
+from limbeck.servers.dialects import meet
 from limbeck.servers.token_texts import TokenTexts
 from limbeck.signals import Batch, Signals, SparseLogits
 from limbeck.sources.base import Source
