@@ -16,6 +16,7 @@ from limbeck.data.loaders import TensorLoader
 from limbeck.data.references import DataSet
 from limbeck.data.split import Split, Splits
 from limbeck.errors import LimbeckError, UserError
+from limbeck.job.served import readable
 from limbeck.job.teachers import ROUTE, SignalChoice
 from limbeck.language import (
     Decoding,
@@ -36,7 +37,6 @@ from limbeck.models.hf_networks import quiet
 from limbeck.models.network import Network
 from limbeck.nn.mode import evaluating
 from limbeck.objectives import Objective
-from limbeck.servers import TokenTexts
 from limbeck.signals import Forward, move
 from limbeck.sources import Source
 
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 _DECODING = {"temperature": 1.0, "top_p": 1.0, "length": 64}
 _PARTS = ("train", "validation", "test")
-# Tokens of one character, or of line ends and spaces in a row, that a cut may have parted.
-_FEW = 8
 
 
 @dataclass
@@ -186,14 +184,9 @@ def columns(samples: Sequence[Encoded], *, pad: int, prompts: bool) -> dict[str,
 
 
 def read_language(
-    data: DataSet,
-    reader: Network,
-    text: str,
-    decoding: Mapping[str, float],
-    vocabulary: int | None,
-    *,
+    data: DataSet, reader: Network, text: str, decoding: Mapping[str, float], vocabulary: int | None, *,
     served: bool = False,
-) -> tuple[Language, DataSet, list[str]]:
+) -> tuple[Language, DataSet, list[str]]:  # fmt: skip
     """Tokens of all samples, the data without those that teach nothing, and notes.
 
     Args:
@@ -222,8 +215,7 @@ def read_language(
         with quiet():
             rows = [prepare.encode(sample) for sample in split.input]
             if served and part == "train":
-                texts = TokenTexts(tokenizer)
-                rows = [_readable(one, texts) if one.lost else one for one in rows]
+                rows = readable(rows, tokenizer)
         counts = Counts.of(rows)
         # Whoever writes needs prompts alone.
         good = [
@@ -304,15 +296,6 @@ def language_distiller(
 def reference_of(network: Network) -> str:
     """How errors name a network."""
     return network.reference or type(network.module).__name__
-
-
-def _readable(one: Encoded, texts: TokenTexts) -> Encoded:
-    """A text that was cut, without the few last tokens that its text alone would not be cut into."""
-    for length in range(len(one), max(len(one) - _FEW, 1), -1):
-        if texts.text_of(one.ids[:length].tolist()) is not None:
-            lost = one.lost + len(one) - length
-            return replace(one, ids=one.ids[:length], learnt=one.learnt[:length], lost=lost)
-    return one
 
 
 def _opens(one: Encoded) -> bool:

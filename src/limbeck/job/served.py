@@ -1,9 +1,9 @@
-"""A teacher behind a server: how it is named, what stands for its network in a plan, and who asks it."""
+"""A teacher behind a server: how it is named, what stands for its network in a plan, who asks it, and what it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -12,8 +12,9 @@ from limbeck.cache import CacheReader
 from limbeck.cache.tools import untold
 from limbeck.errors import UserError
 from limbeck.language import Decoding, ServedDecoding
+from limbeck.models.chat_input import Encoded
 from limbeck.models.network import Network
-from limbeck.servers import UNREAD
+from limbeck.servers import UNREAD, TokenTexts
 from limbeck.sources import Source
 from limbeck.sources.server import TOP, Server
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: What a reference to a server begins with, as ``--teacher`` and as ``--signals``.
 SCHEME = "server:"
+# Tokens of one character, or of line ends and spaces in a row, that a cut may have parted.
+_FEW = 8
 _FORM = "server:http://HOST:PORT,model=NAME,top=20"
 _ASKING: dict[str, Callable[[str], Any]] = {
     "dialect": str, "concurrency": int, "timeout": float, "patience": float, "unread": float,
@@ -114,6 +117,18 @@ def note_unread(language: Language, live: Source, cache: CacheReader | None = No
         found = untold(cache), len(cache)
         live.questions.check(*found)
     language.unread["texts"] = found
+
+
+def readable(rows: Sequence[Encoded], tokenizer: Any) -> list[Encoded]:
+    """Texts that were cut, without the few last tokens that their own text would not be cut into."""
+    texts, made = TokenTexts(tokenizer), []
+    for one in rows:
+        lengths = range(len(one), max(len(one) - _FEW, 1), -1) if one.lost else ()
+        fit = (length for length in lengths if texts.text_of(one.ids[:length].tolist()) is not None)
+        length = next(fit, len(one))
+        lost = one.lost + len(one) - length
+        made.append(replace(one, ids=one.ids[:length], learnt=one.learnt[:length], lost=lost))
+    return made
 
 
 def is_served(reference: Any) -> bool:

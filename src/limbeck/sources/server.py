@@ -12,8 +12,9 @@ from torch import Tensor
 
 from limbeck.cache.fingerprint import fingerprint_text, fingerprint_tokenizer
 from limbeck.errors import UserError
+from limbeck.servers.base import Entries, Scored
 from limbeck.servers.connection import Connection, ServerRefused
-from limbeck.servers.dialects import Entries, Scored, meet
+from limbeck.servers.dialects import meet
 from limbeck.servers.questions import Questions
 from limbeck.servers.token_texts import TokenTexts
 from limbeck.signals import TOLD, Batch, Signals, SparseLogits
