@@ -18,7 +18,7 @@ from limbeck.signals import Batch
 class ContextCompressor(nn.Module):
     """``tokens [B, C] -> Prefix`` of ``length`` vectors in the input space of a model that never sees the tokens.
 
-        h = reader([E(context) ; queries]),   vectors = tanh(W h_{last length} + b), or h itself at equal width
+        h = reader([E(context) ; queries]),   vectors = scale tanh(W h_{last length} + b), or scale h at equal width
 
     Padding, on whichever side, is masked, and positions are counted without it: a row's vectors do not depend on the
     batch. An empty context gives a prefix whose mask is empty.
@@ -30,6 +30,8 @@ class ContextCompressor(nn.Module):
             :func:`~limbeck.language.pack_demonstrations`, which leaves demonstrations whole.
         start: ``vocabulary`` begins the queries as embeddings of tokens drawn at random, ``normal`` as Gaussian noise
             of the reader's initial range; or the tokens to draw from, where many of a vocabulary never occur.
+        scale: what vectors are multiplied by. A model whose hidden states soon grow far beyond its embeddings hardly
+            sees small vectors behind its first layer.
         seed: of the queries and the projector.
     """
 
@@ -41,15 +43,18 @@ class ContextCompressor(nn.Module):
         *,
         limit: int | None = None,
         start: str | Sequence[int] = "vocabulary",
+        scale: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if length < 1:
             raise UserError("length", length, "1 or more vectors")
+        if not scale > 0:
+            raise UserError("scale", scale, "above 0")
         self.reader: Any = getattr(reader, "base_model", reader)
         table = self.reader.get_input_embeddings().weight
         spread = getattr(self.reader.config, "initializer_range", 0.02)
-        self.length, self.limit = length, limit
+        self.length, self.limit, self.scale = length, limit, scale
         self.queries = nn.Parameter(start_vectors(table, length, start, seed, spread))
         self.projector: nn.Module = nn.Identity()
         if table.shape[1] != width:
@@ -74,7 +79,7 @@ class ContextCompressor(nn.Module):
         found = self.reader(
             inputs_embeds=torch.cat([embedded, queries], 1), attention_mask=mask.long(), position_ids=positions(mask)
         )
-        vectors = self.projector(found.last_hidden_state[:, -self.length :])
+        vectors = self.scale * self.projector(found.last_hidden_state[:, -self.length :])
         there = context_mask.any(1, keepdim=True).expand(-1, self.length)
         # A row without a context says nothing, whatever the queries alone would say.
         return Prefix(torch.where(there[..., None], vectors, 0.0), there)

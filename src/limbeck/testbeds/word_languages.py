@@ -62,10 +62,10 @@ class Regime:
     names: int = 4
     sizes: tuple[int, ...] = (2,)
     texts: int = 1024
-    train: int = 4096
+    train: int = 28160
     validation: int = 256
     test: int = 768
-    queries: int = 4
+    queries: int = 16
     kept: int = 3
 
 
@@ -96,7 +96,7 @@ class WordLanguages(Testbed):
         return replace(
             regime, model=LlamaSizes(16, 2, 2), reader=LlamaSizes(8, 2, 2), kept=1,
             reading=Reading(steps=4, batch_size=4), again=Reading(steps=2, batch_size=4), words=200,
-            shots=4, texts=32, train=64, validation=8, test=16, bounds={"seen": (0.0, 1.0)},
+            shots=4, queries=4, texts=32, train=64, validation=8, test=16, bounds={"seen": (0.0, 1.0)},
         )  # fmt: skip
 
     @property
@@ -226,9 +226,9 @@ class WordLanguages(Testbed):
         return made.requires_grad_(True)
 
     @property
-    def tokens(self) -> list[int]:
-        """Bytes that occur in many texts: letters of both kinds, spaces and line ends."""
-        return [NEWLINE, SPACE, *range(FIRST_NAME, FIRST_NAME + self.plan.names), *range(ord("a"), ord("z") + 1)]
+    def letters(self) -> list[int]:
+        """Bytes that languages are called by."""
+        return list(range(FIRST_NAME, FIRST_NAME + self.plan.names))
 
     def read(
         self, model: nn.Module, sizes: LlamaSizes, recipe: Reading, log: Callable[[int, float], None] | None = None

@@ -53,9 +53,10 @@ class WordLanguages(Experiment):
     arms = ARMS
     claims = CLAIMS
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
-    steps = {"smoke": (4, 4), "full": (40, 600)}
-    batch_size = {"smoke": 4, "full": 16}
-    rates = (1e-3, 1e-3)
+    steps = {"smoke": (4, 4), "full": (40, 400)}
+    batch_size = {"smoke": 4, "full": 64}
+    rates = (2e-4, 2e-3)
+    scale = 5.0
 
     def prepare(self) -> dict[str, Any]:
         """The language model, the small reader, the teacher's answers and the gate."""
@@ -100,9 +101,10 @@ class WordLanguages(Experiment):
         """A compressor, or a shared prompt, through the stages of its arm."""
         texts, episodes = self.bed.texts(), self.bed.splits().train
         size, together = self.batch_size[self.size], self.bed.plan.queries
+        # Texts without letters have a context each, which makes a batch of them dearer.
         loaders = [
             TensorLoader(part, count, seed=seed, drop_last=True, transform=in_context_batch)
-            for part, count in ((texts, size), (grouped(episodes, together), size // together))
+            for part, count in ((texts, size // 4), (grouped(episodes, together), size // together))
         ]
         steps, left_out = self.steps[self.size], way.first is None
         phases = mend(
@@ -113,10 +115,11 @@ class WordLanguages(Experiment):
         )  # fmt: skip
         if way.kind == "prompt":
             table = model.get_input_embeddings().weight  # type: ignore[operator]
-            student: nn.Module = SharedPrompt(table, way.length, start=self.bed.tokens, seed=seed)
+            student: nn.Module = SharedPrompt(table, way.length, start=self.bed.letters, seed=seed)
         else:
             reader = self.bed.reader() if way.own else self.bed.student()
-            student = compressor(model, reader, way.length, limit=None, start=self.bed.tokens, seed=seed)
+            start = {"start": self.bed.letters, "scale": self.scale}
+            student = compressor(model, reader, way.length, limit=None, seed=seed, **start)
         history = run_program(student, phases, seed=seed, accelerator="cpu", log_every=10, gradient_clip=1.0)
         curves = {
             f"{phase}_{name}": found.curve(name)["y"]
