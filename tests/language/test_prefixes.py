@@ -63,6 +63,18 @@ def test_an_empty_context_gives_an_empty_prefix() -> None:
     torch.testing.assert_close(read[tokens().text_mask], wanted[tokens().text_mask], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("width", [16, 24])
+def test_vectors_are_multiplied_by_the_scale(width: int) -> None:
+    given = tokens()
+    plain, large = (
+        ContextCompressor(llama(), 3, width, scale=scale, seed=4)(given.context, given.context_mask).vectors
+        for scale in (1.0, 5.0)
+    )
+    torch.testing.assert_close(large, 5 * plain)
+    with pytest.raises(UserError, match="scale"):
+        ContextCompressor(llama(), 3, width, scale=0.0)
+
+
 def test_a_projector_bounds_vectors_of_another_width_and_none_is_made_for_the_same() -> None:
     given = tokens()
     wide = ContextCompressor(llama(), 3, 24)
