@@ -67,8 +67,8 @@ REGIMES = {
     "own_text": Regime(
         "fifteen layers that have recovered from the cut write on from eight tokens of a sentence",
         layers=(*range(6), *range(21, 30)),
-        train=96,
-        test=32,
+        train=64,
+        test=20,
         kept=1024,
         recovery=Recovery(80),
         bounds={
@@ -76,7 +76,7 @@ REGIMES = {
             "kept_mass": (0.9, 1.0),
             "student_kl": (0.3, 2.0),
             "cut_kl": (2.5, 50.0),
-            "own_nll": (2.0, 7.0),
+            "own_nll": (2.0, 8.0),
         },
     ),
 }

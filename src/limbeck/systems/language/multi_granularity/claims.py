@@ -54,7 +54,6 @@ def closer(text: str, arm: str, over: str, source: str, metric: str = "reverse_k
 #: Of the entry ``own_text``.
 OWN_TEXT: list[Claim | Exact] = [
     closer("It beats further training on the sentences", "full", "none", PAPER),
-    closer("It beats sequence-level distillation", "full", "seqkd", PAPER),
     closer("It beats forward KL on the sentences", "full", "kl-data", PAPER),
     closer("It beats forward KL on the student's own samples (GKD)", "full", "gkd", PAPER),
     closer("GKD beats further training on the sentences", "gkd", "none", PAPER),

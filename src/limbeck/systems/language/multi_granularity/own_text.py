@@ -7,7 +7,8 @@ compared, not where it ends.
 
 The primary metric is KL(student || teacher) per token along the student's own samples. By the chain rule that is the
 divergence of all that the student writes from what the teacher would: unlike the teacher's NLL of the samples it cannot
-be lowered by dull text. Sizes, learning rate and margins were set on seed 100 and the validation sentences.
+be lowered by dull text. The learning rate is that of the other entry with this model, sizes are from the clock, and
+margins were set before any run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from limbeck.experiment import Arm
 from limbeck.language import Reviser, Sequences, answer_logits, token_divergence
 from limbeck.losses import cross_entropy, reverse_kl
 from limbeck.measure.text import distinct_n, excess_error
-from limbeck.objectives import KL, CrossEntropy
+from limbeck.objectives import KL
 from limbeck.sources import Live, Source
 
 from .claims import OWN_TEXT
@@ -36,7 +37,6 @@ SAMPLE = 1001
 ARMS = {
     "none": Arm(Way("data", None), "cross-entropy on the sentences alone", "none"),
     "kl-data": Arm(Way("data", KL), "forward KL on the sentences, teacher from the cache", "rival"),
-    "seqkd": Arm(Way("teacher-greedy", CrossEntropy), "cross-entropy on the teacher's greedy texts", "rival"),
     "gkd": Arm(Way("own", KL), "forward KL on the student's own samples", "rival"),
     "scrg": Arm(Way(token=KL), "forward KL on revised samples", "ablation"),
     "full": Arm(Way(spans="phrases"), "learned window and phrases on revised samples"),
@@ -57,15 +57,14 @@ class OwnText(Taught):
     arms = ARMS
     claims = OWN_TEXT
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
-    steps = {"smoke": 4, "full": 12}
+    steps = {"smoke": 4, "full": 10}
     batch_size = {"smoke": 2, "full": 4}
-    optimizer = OptimizerSettings(lr=3e-4, weight_decay=0.01, warmup=0.1)
+    optimizer = OptimizerSettings(lr=5e-4, weight_decay=0.01, warmup=0.1)
     log_every = 1
 
     def prepare(self) -> dict[str, Any]:
         """The recovered student, the cache of the teacher's answers, the teacher's texts, the gate."""
         gate = self.bed.gate().as_dict()
-        self.bed.teacher_answers()
         self.bed.teacher_answers(seed=0)
         reference = {"student before": self.assess(self.bed.student())}
         return {"gate": gate, "data": self.bed.data_hashes(), "reference": reference}
