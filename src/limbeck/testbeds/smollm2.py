@@ -238,7 +238,7 @@ class SmolLM2(Testbed):
     @property
     def _origin(self) -> dict[str, Any]:
         plan = self.plan
-        more = {"teacher": plan.teacher_layers} if plan.teacher_layers else {}
+        more: dict[str, Any] = {"teacher": plan.teacher_layers} if plan.teacher_layers else {}
         # Splits hold no sentence that the student has recovered on.
         more |= {"recovery": asdict(plan.recovery)} if plan.recovery else {}
         shape = [plan.train, plan.test, plan.prompt, plan.answer]
