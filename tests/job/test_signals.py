@@ -23,8 +23,11 @@ ROWS = 800
 
 def started(words: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    # Whoever runs tests in the background leaves them deaf to Ctrl-C, and their children too.
+    heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    begin = f"{heard}; from limbeck.cli import main; sys.exit(main())"
     return subprocess.Popen(
-        [sys.executable, "-m", "limbeck.cli", *words], env=environment, text=True, start_new_session=True,
+        [sys.executable, "-c", begin, *words], env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

@@ -7,8 +7,9 @@ compared, not where it ends.
 
 The primary metric is KL(student || teacher) per token along the student's own samples. By the chain rule that is the
 divergence of all that the student writes from what the teacher would: unlike the teacher's NLL of the samples it cannot
-be lowered by dull text. The learning rate is that of the other entry with this model, sizes are from the clock, and
-margins were set before any run.
+be lowered by dull text. Sizes are from the clock and margins were set before any run. At the rate of the other entry
+with this model (5e-4) every arm ended farther from the teacher than it began; the rate was then set on validation
+sentences and seed 100, by cross-entropy and forward KL on own samples alone.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ class OwnText(Taught):
     arms = ARMS
     claims = OWN_TEXT
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
-    steps = {"smoke": 4, "full": 10}
+    steps = {"smoke": 4, "full": 20}
     batch_size = {"smoke": 2, "full": 4}
-    optimizer = OptimizerSettings(lr=5e-4, weight_decay=0.01, warmup=0.1)
+    optimizer = OptimizerSettings(lr=1.5e-4, weight_decay=0.01, warmup=0.1)
     log_every = 1
 
     def prepare(self) -> dict[str, Any]:
