@@ -83,14 +83,9 @@ class SmolLM2(Testbed):
         """The model itself; half a gigabyte in memory."""
         transformers = require("transformers", "language")
         with quiet():
-<<<<<<< HEAD
-            made = transformers.AutoModelForCausalLM.from_pretrained(self.folder, local_files_only=True)
+            made: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(self.folder, local_files_only=True)
         kept = self.plan.teacher_layers
         return frozen(keep_layers(made, kept) if kept else made)
-=======
-            made: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(self.folder, local_files_only=True)
-        return frozen(made)
->>>>>>> origin/main
 
     def student(self, seed: int = 0) -> nn.Module:
         """The cut model, recovered where the regime says so, the same for every seed; its embedding, which is also its
@@ -104,7 +99,6 @@ class SmolLM2(Testbed):
             empty.load_state_dict(keep_layers(self.teacher(), self.plan.layers).state_dict())
             return empty
 
-<<<<<<< HEAD
         return kept_weights(f"{self.name}-cut", self._cut_content, build=self._blank, make=make)
 
     def pool(self) -> Split:
@@ -143,16 +137,6 @@ class SmolLM2(Testbed):
     def special(self) -> tuple[int, ...]:
         """Tokens that stand for no text."""
         return tuple(self.tokenizer.all_special_ids)
-=======
-        def build() -> nn.Module:
-            empty: nn.Module = transformers.LlamaForCausalLM(config)
-            return empty
-
-        made = kept_weights(f"{self.name}-cut", content, build, make)
-        for name, weight in made.named_parameters():
-            weight.requires_grad_("embed" not in name and "lm_head" not in name)
-        return made
->>>>>>> origin/main
 
     def signals(self) -> Source:
         """The teacher's log-probabilities of all sentences, from the cache: sparse logits."""
