@@ -46,6 +46,19 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class SplitSizes:
+    """Of an encoder-decoder, or of the decoder-only model with as many layers and weights (``joined``)."""
+
+    width: int
+    encoder: int
+    decoder: int
+    heads: int
+    kv_heads: int
+    dropout: float = 0.0
+    joined: bool = False
+
+
+@dataclass(frozen=True)
 class Training:
     """Fine-tuning on the pairs: AdamW, a cosine after a short warm-up.
 
@@ -78,7 +91,7 @@ class Regime:
 
     about: str
     teacher: Sizes
-    student: Sizes
+    student: Sizes | SplitSizes
     teacher_recipe: Training
     student_recipe: Training
     bounds: Mapping[str, tuple[float, float]]
@@ -114,7 +127,16 @@ class Docstrings(Testbed):
                 "teacher_ended": (0.8, 1.0),
             },
         ),
-    }
+        "long": Regime(
+            "long code, short answers: a causal teacher of 4 layers, an encoder-decoder of 4 and 2 narrow ones",
+            teacher=Sizes(128, 4, 4),
+            student=SplitSizes(64, 4, 2, 4, 2),
+            teacher_recipe=Training(steps=900, prompt_weight=0.5),
+            student_recipe=Training(steps=400, learning_rate=3e-3),
+            bounds={"teacher_rouge_l": (0.2, 0.9), "nll_lead": (0.1, 5.0), "teacher_ended": (0.8, 1.0)},
+            vocabulary=4096, prompt=96, answer=24,
+        ),
+    }  # fmt: skip
 
     def __init__(self, regime: str = "plain", size: Size = "full") -> None:
         super().__init__(regime, size)
@@ -124,8 +146,10 @@ class Docstrings(Testbed):
     @staticmethod
     def smoke(regime: Regime) -> Regime:
         """The same regime in seconds: networks that hardly learn."""
+        split = isinstance(regime.student, SplitSizes)
         return replace(
-            regime, teacher=Sizes(32, 2, 2), student=Sizes(16, 1, 2), teacher_recipe=Training(40, 16),
+            regime, teacher=Sizes(32, 2, 2), student=SplitSizes(16, 2, 1, 2, 1) if split else Sizes(16, 1, 2),
+            prompt=min(regime.prompt, 32), answer=min(regime.answer, 16), teacher_recipe=Training(40, 16),
             student_recipe=Training(20, 16), vocabulary=512, train=400, validation=40, test=40, pool=100,
             bounds={"teacher_rouge_l": (0.0, 1.0)},
         )  # fmt: skip
@@ -179,12 +203,15 @@ class Docstrings(Testbed):
         """Every token as text, with its leading space, for span extractors."""
         return [self.tokenizer.decode([number]) for number in range(self.plan.vocabulary)]
 
-    def network(self, sizes: Sizes, seed: int) -> nn.Module:
-        """An untrained Llama model."""
+    def network(self, sizes: Sizes | SplitSizes, seed: int) -> nn.Module:
+        """An untrained Llama model, encoder-decoder or twin of one."""
+        if isinstance(sizes, SplitSizes):
+            return seeded(lambda: self._split_network(sizes), seed)
         transformers = require("transformers", "language")
         config = transformers.LlamaConfig(
             vocab_size=self.plan.vocabulary, hidden_size=sizes.width, intermediate_size=sizes.width * 8 // 3,
-            num_hidden_layers=sizes.depth, num_attention_heads=sizes.heads, max_position_embeddings=64,
+            num_hidden_layers=sizes.depth, num_attention_heads=sizes.heads,
+            max_position_embeddings=max(64, self.plan.prompt + self.plan.answer),
             tie_word_embeddings=True, pad_token_id=PAD, bos_token_id=START, eos_token_id=END,
         )  # fmt: skip
         made: nn.Module = seeded(lambda: transformers.LlamaForCausalLM(config), seed)
@@ -198,6 +225,14 @@ class Docstrings(Testbed):
         """The fine-tuned student that every arm begins with, trainable; the same for every seed."""
         made = self._trained("student", self.plan.student, self.plan.student_recipe)
         return made.requires_grad_(True)
+
+    def student_of(self, sizes: Sizes | SplitSizes) -> nn.Module:
+        """A student of other sizes, fine-tuned as :meth:`student` is, trainable."""
+        if sizes == self.plan.student:
+            return self.student()
+        recipe = self.plan.student_recipe
+        content = {**self._origin, "sizes": asdict(sizes), "recipe": asdict(recipe)}
+        return self._kept("student", content, sizes, recipe).requires_grad_(True)
 
     def write(self, model: nn.Module, split: Split, seed: int | None = None, batch_size: int = 300) -> Sequences:
         """What a model answers to the prompts of a split: greedy, or sampled with a seed."""
@@ -265,10 +300,13 @@ class Docstrings(Testbed):
         found["rouge_l_lead"] = teacher["rouge_l"] - student["rouge_l"]
         return {**found, "nll_lead": student["nll"] - teacher["nll"]}
 
-    def _trained(self, role: str, sizes: Sizes, recipe: Training) -> nn.Module:
+    def _trained(self, role: str, sizes: Sizes | SplitSizes, recipe: Training) -> nn.Module:
+        return self._kept(role, self._content(role), sizes, recipe)
+
+    def _kept(self, role: str, content: dict[str, Any], sizes: Sizes | SplitSizes, recipe: Training) -> nn.Module:
         return kept_weights(
             f"{self.name}-{role}",
-            self._content(role),
+            content,
             build=lambda: self.network(sizes, recipe.seed),
             make=lambda model: finetune(model, self.splits().train, recipe),
         )
@@ -277,6 +315,14 @@ class Docstrings(Testbed):
         plan = self.plan
         sizes, recipe = getattr(plan, role), getattr(plan, f"{role}_recipe")
         return {**self._origin, "sizes": asdict(sizes), "recipe": asdict(recipe)}
+
+    def _split_network(self, sizes: SplitSizes) -> nn.Module:
+        require("transformers", "language")
+        from limbeck.models.encoder_decoder import BlockSizes, encoder_decoder, twin
+
+        blocks = BlockSizes(sizes.width, sizes.heads, sizes.kv_heads, dropout=sizes.dropout)
+        make = twin if sizes.joined else encoder_decoder
+        return make(blocks, sizes.encoder, sizes.decoder, vocabulary=self.plan.vocabulary, pad=PAD, start=START, end=END)
 
     @property
     def _origin(self) -> dict[str, Any]:
