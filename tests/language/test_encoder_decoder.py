@@ -71,7 +71,9 @@ def test_writing_with_caches_is_writing_without() -> None:
             assert torch.equal(logits.argmax(-1)[written.answer_mask], written.answer[written.answer_mask])
         for row in range(4):
             alone = DECODING(model, given.select(torch.tensor([row])), None if seeds is None else seeds[[row]])
-            assert alone.answer[0][alone.answer_mask[0]].tolist() == written.answer[row][written.answer_mask[row]].tolist()
+            assert (
+                alone.answer[0][alone.answer_mask[0]].tolist() == written.answer[row][written.answer_mask[row]].tolist()
+            )
 
 
 def test_going_on_from_a_prefix_gives_the_sample_again() -> None:

@@ -66,8 +66,8 @@ def encoder_input(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Tens
 class Decoder:
     """An encoder-decoder that has read its prompts and writes token by token.
 
-    The encoder runs once. Keys and values of the decoder's own tokens are kept, and those of the encoder's states, which
-    every layer's cross-attention makes at the first token.
+    The encoder runs once. Keys and values of the decoder's own tokens are kept, and those of the encoder's states,
+    which every layer's cross-attention makes at the first token.
     """
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor) -> None:

@@ -22,7 +22,7 @@ def rouge_l(candidates: Sequence[str], references: Sequence[str]) -> list[float]
 
 
 def token_f1(candidates: Sequence[str], references: Sequence[str]) -> list[float]:
-    """F1 of the words of every candidate, as SQuAD counts: common words, each as often as in both, whatever their order.
+    """F1 of the words of every candidate, as SQuAD counts: common words, each as often as in both.
 
     Words as in :func:`rouge_l`. Two empty texts agree.
     """

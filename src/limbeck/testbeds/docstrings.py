@@ -131,10 +131,10 @@ class Docstrings(Testbed):
             "long code, short answers: a causal teacher of 4 layers, an encoder-decoder of 4 and 2 narrow ones",
             teacher=Sizes(128, 4, 4),
             student=SplitSizes(64, 4, 2, 4, 2),
-            teacher_recipe=Training(steps=900, prompt_weight=0.5),
-            student_recipe=Training(steps=400, learning_rate=3e-3),
+            teacher_recipe=Training(steps=600, prompt_weight=0.5),
+            student_recipe=Training(steps=300, learning_rate=3e-3),
             bounds={"teacher_rouge_l": (0.2, 0.9), "nll_lead": (0.1, 5.0), "teacher_ended": (0.8, 1.0)},
-            vocabulary=4096, prompt=96, answer=24,
+            prompt=64, answer=20,
         ),
     }  # fmt: skip
 
@@ -263,6 +263,12 @@ class Docstrings(Testbed):
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """``nll`` per token of the true answers; of greedy answers ``rouge_l``, ``copied`` (share of their words that
         the prompt holds) and ``ended`` (share that come to an end in time)."""
+        greedy = self.write(model, split)
+        return {"nll": self.nll(model, split), **self.judge(greedy, self.references(split))}
+
+    @staticmethod
+    def nll(model: nn.Module, split: Split) -> float:
+        """Per token of the true answers."""
         nll = tokens = 0.0
         with torch.inference_mode():
             for batch in split.batches(300):
@@ -270,8 +276,7 @@ class Docstrings(Testbed):
                 logits = answer_logits(model, given)["logits"]
                 nll += float(cross_entropy(logits, given["target"], mask=given["mask"], reduction="sum"))
                 tokens += float(given["mask"].sum())
-        greedy = self.write(model, split)
-        return {"nll": nll / tokens, **self.judge(greedy, self.references(split))}
+        return nll / tokens
 
     def judge(self, written: Sequences, references: list[str]) -> dict[str, float]:
         """``rouge_l``, ``copied`` and ``ended`` of written answers."""
@@ -322,7 +327,9 @@ class Docstrings(Testbed):
 
         blocks = BlockSizes(sizes.width, sizes.heads, sizes.kv_heads, dropout=sizes.dropout)
         make = twin if sizes.joined else encoder_decoder
-        return make(blocks, sizes.encoder, sizes.decoder, vocabulary=self.plan.vocabulary, pad=PAD, start=START, end=END)
+        return make(
+            blocks, sizes.encoder, sizes.decoder, vocabulary=self.plan.vocabulary, pad=PAD, start=START, end=END
+        )
 
     @property
     def _origin(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from limbeck.data.loaders import TensorLoader
 from limbeck.engine import fit
 from limbeck.errors import UserError
-from limbeck.language import DataText, Decoding, OnPolicy, Sequences, Step, answer_logits, without_answers
+from limbeck.language import DataText, Decoding, OnPolicy, Step, answer_logits, without_answers
 from limbeck.models.encoder_decoder import BlockSizes, decoder_only
 from limbeck.systems.language.return_of_encoder import identities
 from limbeck.systems.language.return_of_encoder.identities import END, PAD, START, TOKENS, copied, network
@@ -153,5 +153,3 @@ def test_it_comes_nearer_to_the_teacher() -> None:
 def test_other_vocabularies_are_refused() -> None:
     with pytest.raises(UserError, match="vocabulary"):
         return_of_encoder(network(), teacher(TOKENS + 3), DECODING)
-
-

@@ -7,7 +7,7 @@ caches in all networks, stand beside them as costs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,10 +82,8 @@ class Cost(Experiment):
     def network(self, arm: str, seed: int) -> nn.Module:
         """Untrained; the decoder-only one is the twin of the published split."""
         split, blocks = self.arms[arm].setting, BlockSizes(self.width[self.size], 4, 2)
-        made: Callable[[], nn.Module] = (
-            (lambda: twin(blocks, 4, 2, **NAMES)) if split is None else (lambda: encoder_decoder(blocks, *split, **NAMES))
-        )
-        return seeded(made, seed).eval()
+        make = partial(twin, blocks, 4, 2) if split is None else partial(encoder_decoder, blocks, *split)
+        return seeded(lambda: make(**NAMES), seed).eval()
 
     def run(self, arm: str, seed: int) -> Outcome:
         """Count, then take the time."""
@@ -101,7 +99,7 @@ class Cost(Experiment):
             metrics[f"cache_{length}"] = math.log2(answer.cached())
             rounds = self.rounds[self.size]
             cost[f"first_ms_{length}"] = latency(answer.first, rounds=rounds, warmup=2).p50
-            whole = latency(lambda: self.write(answer), rounds=max(rounds // 4, 1), warmup=1).p50
+            whole = latency(partial(self.write, answer), rounds=max(rounds // 4, 1), warmup=1).p50
             cost[f"tokens_per_second_{length}"] = 1000 * self.output / whole
         return Outcome(metrics, {}, cost)
 

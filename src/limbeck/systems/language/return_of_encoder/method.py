@@ -11,8 +11,8 @@ An encoder-decoder reads a long input once and writes with a small decoder; good
     L    = alpha L_KD + (1 - alpha) CE(y* | x)                                                   alpha = 0.9
 
 "Return of the Encoder: Maximizing Parameter Efficiency for SLMs", 2025; released in microsoft/encoder-decoder-slm. Both
-networks have one tokenizer. The release averages the KL over padding too (``reduction="released"``) and does not put the
-student into evaluation mode to write; here it always is, and positions behind the first end do not count.
+networks have one tokenizer. The release averages the KL over padding too (``reduction="released"``) and does not put
+the student into evaluation mode to write; here it always is, and positions behind the first end do not count.
 """
 
 from __future__ import annotations
