@@ -98,8 +98,8 @@ class Cost(Experiment):
             metrics[f"answer_work_{length}"] = math.log2(first + (self.output - 1) * token)
             metrics[f"cache_{length}"] = math.log2(answer.cached())
             rounds = self.rounds[self.size]
-            cost[f"first_ms_{length}"] = latency(answer.first, rounds=rounds, warmup=2).p50
-            whole = latency(partial(self.write, answer), rounds=max(rounds // 4, 1), warmup=1).p50
+            cost[f"first_ms_{length}"] = latency(answer.first, rounds=rounds, warmup=2).p50_ms
+            whole = latency(partial(self.write, answer), rounds=max(rounds // 4, 1), warmup=1).p50_ms
             cost[f"tokens_per_second_{length}"] = 1000 * self.output / whole
         return Outcome(metrics, {}, cost)
 
