@@ -25,7 +25,6 @@ backward pass, the loss, the optimiser and the loop.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import tempfile
@@ -39,7 +38,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from pairs import check, measure_pair, write_result
 from torch import Tensor, nn
-from venvs import borrowing_venv, run_inside
+from venvs import compare_beside
 
 from limbeck.data.loaders import TensorLoader
 from limbeck.engine import OptimizerSettings, fit
@@ -251,17 +250,5 @@ def compare(quick: bool) -> None:
         sys.exit("a target was missed")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one repeat, to try the script; writes no result")
-    parser.add_argument("--inside", action="store_true", help="this is the venv that has TRL")
-    arguments = parser.parse_args()
-    if arguments.inside:
-        compare(arguments.quick)
-        return
-    given = ["--inside", *(["--quick"] if arguments.quick else [])]
-    sys.exit(run_inside(borrowing_venv("trl", TRL, OTHERS), __file__, given))
-
-
 if __name__ == "__main__":
-    main()
+    compare_beside(compare, __doc__, __file__, "trl", TRL, OTHERS)

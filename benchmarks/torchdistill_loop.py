@@ -26,7 +26,6 @@ configuration would do, where AdamW is not fused and the teacher stays in traini
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 import time
@@ -43,7 +42,7 @@ from lightning.pytorch.callbacks import Callback
 from pairs import check, measure_pair, write_result
 from torch import Tensor, nn
 from torch.utils.data import Sampler, TensorDataset
-from venvs import borrowing_venv, run_inside
+from venvs import compare_beside
 
 from limbeck.data.loaders import TensorLoader
 from limbeck.engine import Distiller, OptimizerSettings, fit
@@ -284,17 +283,5 @@ def compare(quick: bool) -> None:
         sys.exit("a target was missed")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few repeats, to try the script; writes no result")
-    parser.add_argument("--inside", action="store_true", help="this is the venv that has torchdistill")
-    arguments = parser.parse_args()
-    if arguments.inside:
-        compare(arguments.quick)
-        return
-    given = ["--inside", *(["--quick"] if arguments.quick else [])]
-    sys.exit(run_inside(borrowing_venv("torchdistill", TORCHDISTILL), __file__, given))
-
-
 if __name__ == "__main__":
-    main()
+    compare_beside(compare, __doc__, __file__, "torchdistill", TORCHDISTILL)

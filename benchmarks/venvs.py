@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent / "build"
@@ -28,7 +29,19 @@ def borrowing_venv(package: str, version: str, others: Sequence[str] = ()) -> Pa
     return python
 
 
-def run_inside(python: Path, script: str, arguments: Sequence[str]) -> int:
-    """Run ``script`` with another Python; its exit status."""
+def compare_beside(
+    compare: Callable[[bool], None], about: str | None, script: str, package: str, version: str,
+    others: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """The command line of a benchmark that calls ``compare(quick)`` in the venv of ``package``."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few repeats, to try the script; writes no result")
+    parser.add_argument("--inside", action="store_true", help=f"this is the venv that has {package}")
+    arguments = parser.parse_args()
+    if arguments.inside:
+        compare(arguments.quick)
+        return
+    command = [str(borrowing_venv(package, version, others)), script, "--inside"]
+    command += ["--quick"] if arguments.quick else []
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    return subprocess.run([str(python), script, *arguments], check=False, env=quiet).returncode
+    sys.exit(subprocess.run(command, check=False, env=quiet).returncode)

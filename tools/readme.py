@@ -26,6 +26,7 @@ BENCHMARKS = {
     "torchdistill_loop": "training step against torchdistill's own loop",
     "cached_training": "training from the cache against training without a teacher",
     "cache_frontier": "bytes per token of a cached language model (SmolLM2, 51,000 tokens) and what they cost in KL",
+    "on_policy_step": "an on-policy step of a language model against TRL's GKD trainer",
     "vocabulary_loss": "chunked vocabulary loss against the plain one, vocabulary 131,072",
 }
 SHOWN = ("recall@10", "mrr", "cosine", "parameters", "bytes", "latency_p50_ms", "throughput_ratio")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json as json_format
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from limbeck.cli_cache import cache
+from limbeck.cli_output import note, print_json, terminal
 from limbeck.errors import LimbeckError, UserError
 
 
@@ -30,7 +31,7 @@ def systems(family: str | None = None, task: str | None = None, json: bool = Fal
         for card in registry.systems(family=family or "", task=task or "")
     ]  # fmt: skip
     if json:
-        _print_json(rows)
+        print_json(rows)
         return
     from rich.table import Table
 
@@ -38,7 +39,7 @@ def systems(family: str | None = None, task: str | None = None, json: bool = Fal
     for row in rows:
         verdicts = "; ".join(f"{name} {_verdicts(counts)}" for name, counts in row["entries"].items())
         table.add_row(row["slug"], str(row["year"]), row["family"], row["title"], verdicts or "not recorded")
-    _console().print(table)
+    terminal().print(table)
 
 
 def show(slug: str, json: bool = False) -> None:
@@ -56,7 +57,7 @@ def show(slug: str, json: bool = False) -> None:
     card = registry.card(slug)
     recorded = ledger.read(card.family, card.slug)
     if json:
-        _print_json(
+        print_json(
             {
                 **{k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(card).items()},
                 "ledger": recorded,
@@ -65,7 +66,7 @@ def show(slug: str, json: bool = False) -> None:
         return
     from rich.markdown import Markdown
 
-    console = _console()
+    console = terminal()
     console.print(f"[bold]{card.title}[/bold] ({card.year})\n{card.idea}\n")
     for line in _recorded_lines(recorded, card.findings):
         console.print(line, highlight=False)
@@ -137,103 +138,21 @@ def run(
     report = write_experiment_report(result, card, folder / "report.html", name)
     if record and card is not None:
         path = ledger.write(card.family, card.slug, name, result)
-        _note(f"recorded in {path}")
+        note(f"recorded in {path}")
     if json:
-        _print_json(result)
+        print_json(result)
     else:
         for line in _recorded_lines({"entries": {name: result}}, card.findings if card else {}):
-            _console().print(line, highlight=False)
-    _note(f"report  {report}")
+            terminal().print(line, highlight=False)
+    note(f"report  {report}")
     if check:
         pairs = ledger.compare(result, recorded[name])
         differing = [pair for pair in pairs if pair.relative > 1e-6]
         for pair in differing[:10]:
-            _note(f"differs: {pair}")
+            note(f"differs: {pair}")
         if differing:
             raise LimbeckError(f"{len(differing)} of {len(pairs)} numbers differ from the ledger's")
-        _note(f"all {len(pairs)} numbers are those of the ledger")
-
-
-def cache(
-    teacher: str = "",
-    data: str = "",
-    out: str = "",
-    task: str | None = None,
-    signals: Literal["cache", "hidden"] = "cache",
-    codec: str | None = None,
-    columns: dict[str, str] | None = None,
-    max_length: int | None = None,
-    batch_size: int | None = None,
-    teacher_precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    seed: int = 0,
-    writers: int = 1,
-    part: str | None = None,
-    allow_py: bool = False,
-    action: str = "write",
-    folders: Sequence[str] = (),
-) -> None:
-    """Ask a teacher about every training sample once and keep its signals on disk; or look after such a cache.
-
-    Args:
-        teacher: hf:, timm:, pt2: or py: reference.
-        data: folder:, parquet:, csv:, jsonl:, hf:, testbed: or py: reference.
-        out: folder of the cache; a cache that was cut goes on. For recode, of the new one.
-        task: classification, regression, embedding, features or causal-lm.
-        signals: what the task needs, or of causal-lm the hidden states under the teacher's head.
-        codec: float32, float16, int8, topk:K, packed:K, mass:P:K or above:P:K (above:0.0008:128 for causal-lm, else
-            float16).
-        columns: columns of a table, such as text=body.
-        max_length: longest text in tokens.
-        batch_size: samples that the teacher is asked about at once.
-        teacher_precision: bfloat16 halves the teacher's time where the processor supports it.
-        seed: of the split into training and held-out samples; distill has to use the same.
-        writers: processes of this machine that write side by side, each with a teacher of its own.
-        part: NUMBER/WRITERS, such as 0/4: this writer's share, where others write theirs elsewhere (then merge DIR).
-        allow_py: let py: references run code.
-        action: write; show or verify DIR; merge DIR (its parts) or merge DIR OTHER ...; recode DIR.
-        folders: of the caches, for all but write.
-    """
-    if action != "write":
-        _print_json(_look_after(action, list(folders), codec or "float16", out))
-        return
-    for name, value in (("teacher", teacher), ("data", data), ("out", out)):
-        if not value:
-            raise UserError(name, "", "limbeck cache --teacher REF --data REF --out DIR, or limbeck cache show DIR")
-    from limbeck.job.settings import Settings
-    from limbeck.job.signals import write_signals
-
-    settings = Settings(
-        teacher, teacher, data, out, task=task, signals=signals, codec=codec, columns=columns or {},
-        max_length=max_length, batch_size=batch_size, teacher_precision=teacher_precision, seed=seed, allow_py=allow_py,
-    )  # fmt: skip
-    _print_json(write_signals(settings, writers=writers, part=_part(part)))
-
-
-def _part(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    number, _, writers = text.partition("/")
-    if not (number.isdigit() and writers.isdigit()) or int(number) >= int(writers):
-        raise UserError("part", text, "NUMBER/WRITERS with a number from 0, such as 0/4")
-    return int(number), int(writers)
-
-
-def _look_after(action: str, folders: list[str], codec: str, out: str) -> dict[str, Any]:
-    from limbeck.cache import tools
-
-    if not folders or (len(folders) > 1 and action != "merge"):
-        raise UserError("folders", folders or "none", f"limbeck cache {action} DIR")
-    first = folders[0]
-    if action == "verify":
-        return tools.verify(first)
-    if action == "merge":
-        tools.merge(first, folders[1:])
-    elif action == "recode":
-        if not out:
-            raise UserError("out", "", "the folder of the new cache")
-        tools.recode(first, out, codec)
-        return tools.show(out)
-    return tools.show(first)
+        note(f"all {len(pairs)} numbers are those of the ledger")
 
 
 def export(run: str, to: Literal["onnx", "pt2"] = "onnx", out: str | None = None, allow_py: bool = False) -> None:
@@ -247,7 +166,7 @@ def export(run: str, to: Literal["onnx", "pt2"] = "onnx", out: str | None = None
     """
     from limbeck.job.finished import export_student
 
-    _print_json(export_student(Path(run), to, Path(out) if out else None, allow_py))
+    print_json(export_student(Path(run), to, Path(out) if out else None, allow_py))
 
 
 def measure(run: str, allow_py: bool = False, json: bool = False) -> None:
@@ -262,11 +181,11 @@ def measure(run: str, allow_py: bool = False, json: bool = False) -> None:
 
     result = measure_again(Path(run), allow_py)
     if json:
-        _print_json(result)
+        print_json(result)
         return
     from limbeck.report.tables import rich_table
 
-    _console().print(rich_table(result))
+    terminal().print(rich_table(result))
 
 
 def report(run: str) -> None:
@@ -277,7 +196,7 @@ def report(run: str) -> None:
     """
     from limbeck.job.finished import write_report
 
-    _note(f"report  {write_report(Path(run))}")
+    note(f"report  {write_report(Path(run))}")
 
 
 def site(out: str, jobs: int = 2, json: bool = False) -> None:
@@ -296,9 +215,9 @@ def site(out: str, jobs: int = 2, json: bool = False) -> None:
     watched = sys.stderr.isatty() and not json
     pages = write_site(out, jobs=jobs, progress=progress if watched else None)
     if json:
-        _print_json([str(page) for page in pages])
+        print_json([str(page) for page in pages])
     else:
-        _note(f"{len(pages)} pages; begin with {pages[0]}")
+        note(f"{len(pages)} pages; begin with {pages[0]}")
 
 
 def data(action: str = "list", names: Sequence[str] = (), all: bool = False, json: bool = False) -> None:
@@ -315,7 +234,7 @@ def data(action: str = "list", names: Sequence[str] = (), all: bool = False, jso
     if action == "list":
         rows = artefacts.listing()
         if json:
-            _print_json(rows)
+            print_json(rows)
             return
         from rich.table import Table
 
@@ -325,7 +244,7 @@ def data(action: str = "list", names: Sequence[str] = (), all: bool = False, jso
             table.add_row(
                 row["name"], row["registry"], row["licence"], f"{row['bytes'] / 1e6:.0f} MB", here, row["holds"]
             )
-        _console().print(table)
+        terminal().print(table)
         return
     known = artefacts.listing()
     wanted = [*names, *(row["name"] for row in known if all)]
@@ -333,7 +252,7 @@ def data(action: str = "list", names: Sequence[str] = (), all: bool = False, jso
         raise UserError("names", "none", [row["name"] for row in known], "or --all")
     for name in wanted:
         path = artefacts.fetch(name) if action == "get" else artefacts.verify(name)
-        _note(f"{name}  {path}")
+        note(f"{name}  {path}")
 
 
 def doctor(json: bool = False) -> None:
@@ -346,13 +265,13 @@ def doctor(json: bool = False) -> None:
 
     checks = examine()
     if json:
-        _print_json(checks)
+        print_json(checks)
     else:
         for check in checks:
             mark = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red] "}[
                 check["state"]
             ]
-            _console().print(f"{mark} {check['what']}: {check['found']}", highlight=False)
+            terminal().print(f"{mark} {check['what']}: {check['found']}", highlight=False)
     if any(check["state"] == "bad" for check in checks):
         raise SystemExit(1)
 
@@ -368,7 +287,7 @@ def new(slug: str, family: str, root: str = ".") -> None:
     from limbeck.systems import registry
 
     for path in registry.new_system(slug, family, root):
-        _note(str(path))
+        note(str(path))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -480,7 +399,7 @@ def _dispatch(command: str, options: dict[str, Any]) -> int:
     as_json = options.pop("json")
     result = run_job(Settings(**options), Progress(quiet=as_json))
     if as_json:
-        _print_json(result)
+        print_json(result)
     return 0
 
 
@@ -510,23 +429,6 @@ def _recorded_lines(recorded: dict[str, Any], findings: Mapping[str, Any]) -> li
 
 def _verdicts(counts: dict[str, int]) -> str:
     return " / ".join(str(counts.get(name, 0)) for name in ("reproduced", "not reproduced", "inconclusive"))
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    return console
-
-
-def _note(text: str) -> None:
-    print(text)  # noqa: T201
-
-
-def _print_json(value: Any) -> None:
-    print(json_format.dumps(value, indent=1, default=str))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -381,7 +381,8 @@ def test_a_killed_process_loses_nothing_that_was_saved(sign: signal.Signals, tmp
 
 
 def test_a_full_disk_gives_one_clear_error_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")
+    import resource
+
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class Fill(Callback):

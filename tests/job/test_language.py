@@ -33,13 +33,6 @@ def given(chat_model: Path, chat_table: Path) -> tuple[str, str, str]:
     return f"hf:{chat_model}", "slice:layers=even:2", f"parquet:{chat_table}"
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the seconds in which speed is measured."""
-    empty: dict[str, dict[str, float]] = {name: {} for name in ("teacher", "student")}
-    monkeypatch.setattr("limbeck.job.run.costs", lambda plan, networks: empty)
-
-
 def plan_of(given: tuple[str, str, str], **options: Any) -> Plan:
     return make_plan(Settings(*given, "unused", **{**COMMON, **PLAIN, **options}))
 

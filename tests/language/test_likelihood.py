@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from limbeck.data.word_spans import split_spans
 from limbeck.errors import UserError
 from limbeck.language.likelihood import continuation_log_likelihood, self_information, token_nll
 
-transformers = pytest.importorskip("transformers")
 TEXTS = ["a cat sat (low) on it", "unseen words"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
-from torch import Tensor, nn
+from torch import nn
 
 from limbeck.cache import write_cache
 from limbeck.data.loaders import TensorLoader
@@ -24,13 +24,14 @@ from limbeck.language import (
     SequenceDistiller,
     Sequences,
     answer_logits,
+    with_log_probs,
 )
 from limbeck.losses import forward_kl
-from limbeck.models.tokens import begins_word
 from limbeck.objectives import KL, CrossEntropy, DataCrossEntropy, LikelihoodMatching, UniversalLogitDistance
 from limbeck.objectives.text import parse_objective
 from limbeck.sources import Cached, Live
 from limbeck.testbeds.recipe import seeded
+from limbeck.tokens import begins_word
 from tests.language.test_alignment import texts as some_texts
 from tests.models.tiny import full_byte_tokenizer, piece_tokenizer, word_tokenizer
 
@@ -291,15 +292,10 @@ def test_training_across_tokenizers_learns(on_policy: bool) -> None:
         assert sum(curve[-3:]) < sum(curve[:3])
 
 
-def log_probs(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-    logs = answer_logits(model, batch)["logits"].log_softmax(-1)
-    return {"log_probs": logs.gather(-1, batch["target"][..., None])[..., 0]}
-
-
 def test_a_cache_holds_the_teachers_own_tokens(tmp_path: Path) -> None:
     retokenizer, teacher = Retokenizer(FINE, COARSE), network(COARSE, 1)
     batches = [retokenizer.teacher_batch(batch) for batch in loader()]
-    source = Live(teacher, forward=log_probs)
+    source = Live(teacher, forward=with_log_probs(answer_logits))
     write_cache(source, batches, tmp_path, needs=["log_probs"], codec="float32", ragged=["log_probs"])
     objective = LikelihoodMatching(teacher="log_probs")
     values = {}

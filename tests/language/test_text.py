@@ -14,7 +14,7 @@ DECODING = Decoding(4, END, PAD)
 
 def test_every_form_is_a_writer() -> None:
     writers = [parse_text(form, DECODING) for form in FORMS]
-    assert [writes(writer) for writer in writers] == [False] + [True] * (len(FORMS) - 1)
+    assert [writes(writer) for writer in writers] == [False] * 3 + [True] * (len(FORMS) - 3)
     by = parse_text("mix(student=linear(0, 1), by=corrected(rounds=2))", DECODING)
     assert isinstance(by, Mixed)
     assert by.share == Linear(0, 1)
@@ -29,7 +29,7 @@ def test_every_form_is_a_writer() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("teacher", "name: given teacher; allowed: data, student, mix"),
+        ("teachers", "name: given teachers; allowed: data, teacher, student, mix"),
         ("mix(0.5, of=1)", r"text mix: .*student: float"),
         ("mix(student=2)", "share: given 2"),
         ("linear(0, 1)", "text: given linear"),

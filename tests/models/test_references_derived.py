@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from limbeck.errors import UserError
 from limbeck.models.derived import chosen_layers
 from limbeck.models.references import load_network
 from tests.models.tiny import LABELS, TEXTS, logits, save_classifier, save_llama
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def test_wrong_layers_name_what_is_allowed(teacher, text):
 
 @pytest.mark.parametrize("reference", ["slice:3", "slice:even:2", "slice:depth=2", "slice:layers=0,width=3"])
 def test_wrong_form(teacher, reference):
-    with pytest.raises(UserError, match="student: .*layers=0,2,5, even:3"):
+    with pytest.raises(UserError, match="student: .*layers=0,2,5, layers=even:3"):
         load_network(reference, key="student", teacher=teacher)
 
 

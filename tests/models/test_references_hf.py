@@ -6,13 +6,12 @@ import json
 
 import pytest
 import torch
+import transformers
 
 from limbeck.errors import UserError
 from limbeck.models.references import load_network
 from limbeck.signals import run_network
 from tests.models.tiny import LABELS, TEXTS, bert_config, logits, picture, save_classifier, save_llama, word_tokenizer
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")

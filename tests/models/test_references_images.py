@@ -12,8 +12,6 @@ from limbeck.errors import UserError
 from limbeck.models.hf_images import read_image_format, write_image_format
 from tests.models.tiny import picture
 
-pytest.importorskip("transformers")
-
 SIZES = [(60, 90), (91, 60), (64, 64), (33, 40)]
 
 

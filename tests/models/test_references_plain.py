@@ -62,7 +62,6 @@ def module(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def text_teacher(tmp_path_factory):
-    pytest.importorskip("transformers")
     return load_network(f"hf:{save_classifier(tmp_path_factory.mktemp('plain') / 'classifier')}")
 
 

@@ -6,13 +6,12 @@ import json
 
 import pytest
 import torch
+import transformers
 
 from limbeck.errors import UserError
 from limbeck.export import export
 from limbeck.models.sentence import SentenceEncoder, pool
 from limbeck.signals import run_network
-
-transformers = pytest.importorskip("transformers")
 
 WORDS = [
     "the",
@@ -136,7 +135,8 @@ def test_a_saved_folder_opens_everywhere(bert, tokenizer, pooling, normalize, tm
     plain = transformers.AutoModel.from_pretrained(tmp_path / "student")
     assert all(torch.equal(value, bert.state_dict()[name]) for name, value in plain.state_dict().items())
 
-    library = pytest.importorskip("sentence_transformers")
+    import sentence_transformers as library
+
     theirs = library.SentenceTransformer(str(tmp_path / "student"), device="cpu")
     torch.testing.assert_close(
         theirs.encode(TEXTS, convert_to_tensor=True, show_progress_bar=False), found, atol=1e-6, rtol=1e-5

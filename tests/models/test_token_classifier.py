@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from limbeck.errors import UserError
 from limbeck.models.token_classifier import TokenClassifier, merged
 from limbeck.models.word_pieces import word_pieces
 
-transformers = pytest.importorskip("transformers")
 WORDS = ["the", "unhappy", "cat", "left", ".", "it", "was", "happily", "asleep", ".", "nobody", "knew"]
 
 

@@ -99,7 +99,8 @@ def test_a_convolutional_stem_gives_the_same_tokens_grid() -> None:
 
 
 def bert(depth: int = 2) -> BertFusion:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=depth, num_attention_heads=2, intermediate_size=16
@@ -124,7 +125,8 @@ def test_berts_layers_look_both_ways_at_text_and_picture() -> None:
 
 
 def test_plain_bert_layers_are_refused() -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )

@@ -146,14 +146,14 @@ CHATML = (
 )
 
 
-def chat_tokenizer(template=CHATML):
+def chat_tokenizer(template=CHATML, size=300):
     """Byte pairs learnt from a few words, with the marks of ChatML; every byte is known."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=300,
+        vocab_size=size,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -166,10 +166,10 @@ def chat_tokenizer(template=CHATML):
     return made
 
 
-def save_chat_llama(folder: Path, layers=4, seed=0) -> Path:
+def save_chat_llama(folder: Path, layers=4, seed=0, tokenizer=None) -> Path:
     """A Llama of random weights with tied embeddings, a chat template and settings of its own for generation."""
     torch.manual_seed(seed)
-    tokenizer = chat_tokenizer()
+    tokenizer = tokenizer or chat_tokenizer()
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,

@@ -67,8 +67,4 @@ def most_probable(value: Tensor | SparseLogits, k: int, name: str) -> SparseLogi
         return SparseLogits.from_dense(value, k)
     if value.values.shape[-1] < k:
         raise UserError("codec", name, f"K up to {value.values.shape[-1]}, which the source gives")
-    kept, order = value.values.topk(k, dim=-1)
-    if value.values.shape[-1] == k:
-        return SparseLogits(kept, value.indices.gather(-1, order), value.rest, value.size)
-    dropped = value.values.scatter(-1, order, -torch.inf).logsumexp(-1)
-    return SparseLogits(kept, value.indices.gather(-1, order), torch.logaddexp(value.rest, dropped), value.size)
+    return value.top(k)

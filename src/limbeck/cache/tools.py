@@ -108,7 +108,7 @@ def merge(folder: Folder, others: Sequence[Folder] = ()) -> Manifest:
 
 
 def _take(writer: CacheWriter, source: Place, manifest: Manifest) -> None:
-    writer.refuse_other(manifest)
+    writer.wanted.refuse_other(manifest)
     for shard in manifest.shards:
         if wrong := manifest.check_content(source, shard):
             raise TornCache(source.folder, wrong, REMEDY)

@@ -18,17 +18,16 @@ from torch import Tensor
 from limbeck.cache.checks import bad_elements, encode, keys_of, rows_of, specs_of, words_of
 from limbeck.cache.codecs import codec
 from limbeck.cache.contract import Codec
-from limbeck.cache.errors import BadSignals, ForeignCache, StaleCache
-from limbeck.cache.files import ASIDE, LOCK
+from limbeck.cache.errors import BadSignals
 from limbeck.cache.index import Int64
-from limbeck.cache.manifest import FILE, PART, Manifest, Shard, SignalSpec, part_name
+from limbeck.cache.manifest import Manifest, Shard, SignalSpec, part_name
+from limbeck.cache.opening import SUFFIX, Wanted, refuse_foreign, reopen, written_by_others
 from limbeck.cache.pending import Done, Rows
 from limbeck.cache.places import Lock, Place, place_of
 from limbeck.cache.reader import load_keys
 from limbeck.errors import UserError
 from limbeck.signals import Signals, SparseLogits, dense_or_sparse
 
-SUFFIX = ".safetensors"
 CHECKS = ("size", "full")
 
 
@@ -86,20 +85,19 @@ class CacheWriter:
         name = "" if part is None else part_name(part[0])
         self.place = root.part(name) if name else root
         self.folder = self.place.folder
-        self.dropped: tuple[str, ...] = ()
         self.ragged = frozenset(ragged)
-        self._codecs, self._fingerprint = codecs, dict(fingerprint)
+        self.wanted = Wanted(self.folder, dict(fingerprint), codecs)
         self._shard_rows, self._shard_bytes = shard_rows, shard_bytes
         self._pending: list[Rows] = []
         self._failed, self._process = False, os.getpid()
         root.make()
-        _refuse_foreign(root)
+        refuse_foreign(root)
         # Before a part is begun: one that is refused may not stand among the others.
-        others = None if alone else self._others(root, name)
+        others = None if alone else written_by_others(root, name, self.wanted)
         self.place.make()
         self._lock: Lock | None = self.place.lock()
         try:
-            self.manifest = self._open(verify)
+            self.manifest, self.dropped = reopen(self.place, self.wanted, verify)
             if part is not None:
                 self.manifest.writers = part[1]
             keys = [load_keys(self.place, shard, bool(self.manifest.views)) for shard in self.manifest.shards]
@@ -169,7 +167,7 @@ class CacheWriter:
             The number of its samples, 0 if it was left out.
         """
         self._check_open()
-        self.refuse_other(manifest)
+        self.wanted.refuse_other(manifest)
         # What is in memory only does not count: this shard is written now.
         if not len(keys) or self._done(keys, seeds).all():
             return 0
@@ -224,64 +222,6 @@ class CacheWriter:
         with contextlib.suppress(Exception):
             self.close()
 
-    def _open(self, verify: str) -> Manifest:
-        place = self.place
-        for name in place.names():
-            if name.endswith(ASIDE):
-                place.remove(name)
-        if not place.has(FILE):
-            manifest = Manifest(dict(self._fingerprint))
-            manifest.save(place)
-        else:
-            manifest = Manifest.load(place)
-            self.refuse_other(manifest)
-        check = manifest.check_content if verify == "full" else manifest.check_size
-        wrong = {shard: reason for shard in manifest.shards if (reason := check(place, shard))}
-        self.dropped = tuple(wrong.values())
-        if wrong:
-            manifest.shards = [shard for shard in manifest.shards if shard not in wrong]
-            manifest.complete = False
-            manifest.save(place)
-        entered = {shard.file for shard in manifest.shards}
-        for name in place.names():
-            # Renamed but not yet entered when the writer died, or dropped just now.
-            if name.endswith(SUFFIX) and name not in entered:
-                place.remove(name)
-        return manifest
-
-    def _others(self, root: Place, mine: str) -> Manifest | None:
-        """What other writers have in the same cache; None if there are none."""
-        places = [root.part(name) for name in root.names() if name.startswith(PART) and name != mine]
-        if not any(place.has(FILE) for place in ([*places, root] if mine else places)):
-            return None
-        found = Manifest.gather(root, leave=mine)
-        self.refuse_other(found)
-        if not mine:
-            found.shards = [shard for shard in found.shards if shard.file.startswith(PART)]
-        return found
-
-    def refuse_other(self, manifest: Manifest) -> None:
-        """Refuse a cache of another teacher, data or codec.
-
-        Raises:
-            StaleCache: naming what differs.
-        """
-        manifest.expect(self.folder, {**dict.fromkeys(manifest.fingerprint, "none"), **self._fingerprint})
-        for name, spec in manifest.signals.items():
-            wanted = self._codec_name(name, getattr(torch, spec.dtype))
-            if spec.codec != codec(wanted).name:
-                raise StaleCache(
-                    self.folder,
-                    f"signal {name} is stored as {spec.codec}, asked for {wanted}",
-                    "use the same codecs, or another folder",
-                    ("codec",),
-                )
-
-    def _codec_name(self, name: str, dtype: torch.dtype) -> str:
-        if not dtype.is_floating_point:
-            return "exact"
-        return self._codecs if isinstance(self._codecs, str) else self._codecs.get(name, "float16")
-
     def _keys(self, ids: Tensor, views: Tensor | None) -> tuple[Int64, Int64]:
         known = self.manifest.views
         if known is not None and known != (views is not None):
@@ -298,7 +238,7 @@ class CacheWriter:
         return keys, seeds
 
     def _specs(self, signals: Signals, count: int, mask: Tensor | None) -> dict[str, SignalSpec]:
-        specs = specs_of(signals, count, mask, self.ragged, self._codec_name)
+        specs = specs_of(signals, count, mask, self.ragged, self.wanted.codec_of)
         known = self.manifest.signals
         specs = {
             name: dataclasses.replace(spec, codebook=known[name].codebook) if name in known else spec
@@ -361,15 +301,3 @@ class CacheWriter:
                 "an open one",
                 "open a new writer; it goes on where this one stopped",
             )
-
-
-def _refuse_foreign(place: Place) -> None:
-    if place.has(FILE):
-        return
-    strange = [name for name in place.names() if name not in (LOCK, FILE + ASIDE) and not name.startswith(PART)]
-    if strange:
-        raise ForeignCache(
-            place.folder,
-            f"there is no {FILE}, but other files are ({', '.join(strange[:5])})",
-            "give a new or empty folder",
-        )

@@ -21,6 +21,7 @@ from limbeck.language import (
     Decoding,
     SequenceDistiller,
     Sequences,
+    TeacherText,
     Writer,
     answer_head,
     answer_hidden,
@@ -39,6 +40,7 @@ from limbeck.signals import Forward, move
 from limbeck.sources import Source
 
 if TYPE_CHECKING:
+    from limbeck.job.alignment import Alignment
     from limbeck.job.plan import Plan
 
 _DECODING = {"temperature": 1.0, "top_p": 1.0, "length": 64}
@@ -56,6 +58,8 @@ class Language:
         vocabulary: rows of logits that teacher and student share, where one has padding behind them.
         pad: token that fills up rows.
         heads: whether losses run the heads, a chunk of rows at a time.
+        alignment: how a teacher of another tokenizer reads them.
+        written: training samples with the teacher's answers, once they are there.
         answers: the teacher's greedy answers to held-out prompts, once it was measured.
     """
 
@@ -66,6 +70,8 @@ class Language:
     vocabulary: int | None
     pad: int
     heads: bool = False
+    alignment: Alignment | None = None
+    written: Split | None = None
     answers: list[str] = field(default_factory=list)
 
     def writer(self) -> Writer:
@@ -83,33 +89,63 @@ class Language:
 
     def teacher_forward(self, signals: SignalChoice) -> Forward:
         """How to run the teacher for one kind of signals: hidden states are kept alone, caches take whole logits."""
+        if self.alignment is not None:
+            return self.alignment.forward()
         return answer_hidden if signals.kind == "hidden" else self.forward(whole=signals.cached)
 
     def loader(
         self, part: str, batch_size: int, *, seed: int = 0, shuffle: bool = False, drop_last: bool = False,
-        prompts: bool | None = None, ready: bool = False,
+        prompts: bool | None = None, ready: bool = False, teacher: bool = False,
     ) -> TensorLoader:  # fmt: skip
         """Batches of samples of like length, with the columns of :class:`~limbeck.language.Sequences`.
 
         Args:
-            prompts: begin answers behind the prompt, as writers need it; else behind the first token, which pads less.
-            ready: as networks read them, with ``target`` and ``mask``.
+            part: ``train``, ``validation`` or ``test``; ``data`` for the training samples with the data's own answers,
+                where the teacher has written others.
+            prompts: begin answers behind the prompt, as writers and teachers with prompts of their own need it; else
+                behind the first token, which pads less.
+            ready: as networks read them, with ``target`` and ``mask``; with ``teacher`` in the teacher's tokens.
         """
-        split: Split = getattr(self.splits, part)
+        split = self.samples(part)
         samples: Any = split.input
-        begin = writes(self.writer()) if prompts is None else prompts
+        begin = self.begins_behind_prompts if prompts is None else prompts
+        prepare = _ready
+        if teacher and self.alignment is not None:
+            prepare = self.alignment.retokenizer.teacher_batch
         given: dict[str, Any] = {"input": samples, "id": split.id}
         if self.routes:
             given[ROUTE] = [one.teacher for one in samples]
         return TensorLoader(
             given, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last,
             collate=functools.partial(columns, pad=self.pad, prompts=begin), lengths=[len(one) for one in samples],
-            transform=_ready if ready else None,
+            transform=prepare if ready else None,
         )  # fmt: skip
 
+    def columns(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Rows as the loader of training gives them."""
+        return columns(samples, pad=self.pad, prompts=self.begins_behind_prompts)
+
+    @property
+    def begins_behind_prompts(self) -> bool:
+        """Whether batches know where the prompt ends."""
+        return writes(self.writer()) or (self.alignment is not None and self.alignment.own_prompts)
+
+    def samples(self, part: str) -> Split:
+        """The samples of a part; see :meth:`loader`."""
+        if part == "train" and self.written is not None:
+            return self.written
+        found: Split = getattr(self.splits, "train" if part == "data" else part)
+        return found
+
     def learnt(self, part: str) -> int:
-        """Tokens that are learnt of a part, which is how many positions a cache of it holds."""
-        return sum(int(one.learnt.sum()) for one in getattr(self.splits, part).input)
+        """Tokens that are learnt of a part."""
+        samples: Any = self.samples(part).input
+        return sum(int(one.learnt.sum()) for one in samples)
+
+    def positions(self) -> int:
+        """About how many positions a cache of the training texts holds: exact with one tokenizer."""
+        ratio = 1.0 if self.alignment is None else self.alignment.ratio
+        return round(self.learnt("train") * ratio)
 
     @property
     def routes(self) -> set[str]:
@@ -118,10 +154,11 @@ class Language:
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of all training tokens and of what is learnt of them: what a cache of their signals depends on."""
-        samples: Any = self.splits.train.input
+        samples: Any = self.samples("train").input
         ids, learnt = torch.cat([one.ids for one in samples]), torch.cat([one.learnt for one in samples])
         lengths = torch.tensor([len(one) for one in samples])
-        return {"text": fingerprint_tensors({"ids": ids, "learnt": learnt, "lengths": lengths})}
+        found = {"text": fingerprint_tensors({"ids": ids, "learnt": learnt, "lengths": lengths})}
+        return found if self.alignment is None else found | self.alignment.fingerprint(samples)
 
 
 def columns(samples: Sequence[Encoded], *, pad: int, prompts: bool) -> dict[str, Tensor]:
@@ -134,7 +171,12 @@ def columns(samples: Sequence[Encoded], *, pad: int, prompts: bool) -> dict[str,
     learnt = torch.zeros_like(made.answer_mask)
     for place, (one, cut) in enumerate(zip(samples, cuts)):
         learnt[place, : len(one) - cut] = one.learnt[cut:]
-    return replace(made, learnt=learnt).columns()
+    found = replace(made, learnt=learnt).columns()
+    own = [one.teacher_prompt.tolist() for one in samples if one.teacher_prompt is not None]
+    if prompts and own and len(own) == len(samples):
+        theirs = Sequences.pad(own, pad=pad)
+        found |= {"teacher_prompt": theirs.prompt, "teacher_prompt_mask": theirs.prompt_mask}
+    return found
 
 
 def read_language(
@@ -152,8 +194,9 @@ def read_language(
     how = read_decoding(decoding, tokenizer)
     writer = parse_text(text, how)
     prompts = prompts_of(data.splits.train)
-    if writes(writer) and not prompts:
-        hint = "a student answers prompts: give columns messages, or prompt and completion"
+    answered = writes(writer) or isinstance(writer, TeacherText)
+    if answered and not prompts:
+        hint = "prompts are answered: give columns messages, or prompt and completion"
         raise UserError("text", text, "data, for plain texts", hint)
     raw, encoded, notes = {}, {}, list[str]()
     for part in _PARTS:
@@ -161,9 +204,11 @@ def read_language(
         with quiet():
             rows = [prepare.encode(sample) for sample in split.input]
         counts = Counts.of(rows)
-        # A student that writes learns from prompts too.
+        # Whoever writes needs prompts alone.
         good = [
-            place for place, one in enumerate(rows) if len(one) > 1 and (bool(one.learnt.any()) or _opens(one, writer))
+            place
+            for place, one in enumerate(rows)
+            if len(one) > 1 and (bool(one.learnt.any()) or (answered and _opens(one)))
         ]
         notes += [f"{part}: {line}" for line in counts.describe(prepare.max_length)]
         if len(good) < len(rows):
@@ -172,7 +217,7 @@ def read_language(
             raise UserError("data", f"{len(rows)} {part} texts", "texts with an answer to learn", "; ".join(notes[-2:]))
         raw[part] = split.subset(good)
         encoded[part] = Split([rows[place] for place in good], None, raw[part].id)
-    if writes(writer):
+    if answered:
         _check_room(reader, encoded["train"], how)
     language = Language(Splits(**encoded), text, how, prompts, vocabulary, how.pad)
     return language, replace(data, splits=Splits(**raw)), notes
@@ -231,6 +276,7 @@ def language_distiller(
         plan.student.module, objective, teacher,
         writer=parse_text(language.text if text is None else text, language.decoding), seed=plan.settings.seed,
         optimizer=plan.optimizer, forward=language.forward(),
+        retokenizer=language.alignment.retokenizer if teacher is not None and language.alignment is not None else None,
     )  # fmt: skip
 
 
@@ -239,9 +285,9 @@ def reference_of(network: Network) -> str:
     return network.reference or type(network.module).__name__
 
 
-def _opens(one: Encoded, writer: Writer) -> bool:
+def _opens(one: Encoded) -> bool:
     # A prompt that was cut has lost the words that ask for an answer.
-    return writes(writer) and one.start == len(one) and not one.lost
+    return one.start == len(one) and not one.lost
 
 
 def _ready(batch: dict[str, Any]) -> dict[str, Any]:

@@ -141,8 +141,15 @@ def result_of(
             **environment(),
         },
         "notes": _notes(plan, models),
+        **_alignment(plan),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def _alignment(plan: Plan) -> dict[str, Any]:
+    """How well the texts of a teacher with another tokenizer align, on a sample of the training texts."""
+    alignment = plan.language.alignment if plan.language is not None else None
+    return {} if alignment is None else {"alignment": alignment.report.summary()}
 
 
 def _notes(plan: Plan, models: dict[str, dict[str, float]]) -> list[str]:

@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from limbeck.data.references import DataSet, load_data
 from limbeck.data.split import input_length
 from limbeck.engine import OptimizerSettings
 from limbeck.errors import UserError
+from limbeck.job import choices
+from limbeck.job.alignment import align, aligned_signals
 from limbeck.job.language import Language, heads_in_chunks, read_language
 from limbeck.job.references import as_data, as_network, as_teachers
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import SignalChoice, check_teachers, language_signals, parse_signals
-from limbeck.measure import parameters
+from limbeck.language import is_aligned
 from limbeck.models.compare import shared_vocabulary
 from limbeck.models.references import Network, compare_labels, compare_tokenizers
 from limbeck.objectives import Objective
@@ -32,8 +33,6 @@ PRIMARY = {
     "features": ("feature_mse", False),
     "causal-lm": ("perplexity", False),
 }
-# Presentations of training samples that were enough in our own trials; more helps little, fewer shows.
-_SAMPLES = {"pretrained": 60_000, "new": 300_000}
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,25 @@ class Plan:
         return self.settings.codec or self.signals.codec
 
     @property
+    def views(self) -> int:
+        """Views of every sample that a cache holds."""
+        return self.settings.views or 1
+
+    @property
+    def read_at_once(self) -> int:
+        """Samples that networks read together: a step's, or a part of them."""
+        return math.ceil(self.batch_size / self.settings.accumulate)
+
+    @property
     def drops_last(self) -> bool:
         """Whether an epoch leaves out a last batch of one sample, which has no batch statistics."""
-        return len(self.data.splits.train) % self.batch_size == 1 < self.batch_size
+        return len(self.data.splits.train) % self.read_at_once == 1 < self.read_at_once
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
-        return self.epochs * (math.ceil(len(self.data.splits.train) / self.batch_size) - self.drops_last)
+        read = math.ceil(len(self.data.splits.train) / self.read_at_once) - self.drops_last
+        return self.epochs * math.ceil(read / self.settings.accumulate)
 
     @property
     def validates(self) -> bool:
@@ -109,6 +119,9 @@ class Plan:
         """The measure that decides, and whether more is better."""
         if self.task == "embedding" and self.data.pairs:
             return "recall@10", True
+        if self.language is not None and self.language.alignment is not None:
+            # Perplexities by different tokens cannot be compared.
+            return "bits_per_byte", False
         return PRIMARY[self.task]
 
 
@@ -128,33 +141,52 @@ def make_plan(settings: Settings) -> Plan:
     choose.note("data", data.notes)
     choose.note("teacher", teacher.notes)
     choose.note("student", [note for note in student.notes if note not in teacher.notes])
+    aligned = task == "causal-lm" and settings.objective is not None and is_aligned(parse_objective(settings.objective))
     for one in teachers.values():
-        choose.note("matched", _check_fit(task, one, student, data))
+        choose.note("matched", _check_fit(task, one, student, data, aligned))
     language = None
     if task == "causal-lm":
-        language, data, notes = read_language(
-            data, student, settings.text, settings.decoding, shared_vocabulary(teacher, student)
-        )
+        vocabulary = shared_vocabulary(student if aligned else teacher, student)
+        language, data, notes = read_language(data, student, settings.text, settings.decoding, vocabulary)
         choose.note("text", notes)
-    objective = parse_objective(choose("objective", settings.objective, _objective, task, teacher, student, data))
+        if aligned:
+            choose.note("alignment", align(language, teacher, student, data.splits).describe())
+    objective = parse_objective(
+        choose("objective", settings.objective, choices.objective, task, teacher, student, data)
+    )
     student_taps, teacher_taps = _taps(task, settings, choose)
-    batch_size = choose("batch_size", settings.batch_size, _batch_size, data)
-    lr = choose("lr", settings.lr, _learning_rate, student)
-    epochs = choose("epochs", settings.epochs, _epochs, len(data.splits.train), student)
+    batch_size = choose("batch_size", settings.batch_size, choices.batch_size, data)
+    lr = choose("lr", settings.lr, choices.learning_rate, student)
+    if settings.accumulate > 1:
+        batch_size = min(batch_size, len(data.splits.train))
+        if settings.accumulate > batch_size:
+            raise UserError("accumulate", settings.accumulate, f"1 to {batch_size}, the samples of a step")
+        if any(part.batchwise for part in objective.modules() if isinstance(part, Objective)):
+            hint = "this objective compares the samples of a step with each other"
+            raise UserError("accumulate", settings.accumulate, "1", hint)
+        choose.note("accumulate", [f"a step reads its samples in {settings.accumulate} parts"])
+    epochs = choose("epochs", settings.epochs, choices.epochs, len(data.splits.train), student)
     augment = False
-    if data.modality != "text" or settings.augment:
-        augment = choose("augment", _checked_augment(settings, data), _augment)
+    if data.modality != "text" or settings.augment or settings.views:
+        augment = choose("augment", _checked_augment(settings, data, teacher, student), choices.augmentation)
     signals = _choose_signals(choose, settings, task, augment, epochs, objective, language)
-    if language is not None:
+    if language is not None and language.alignment is not None:
+        signals = aligned_signals(signals, objective, teachers.values())
+        choose.note("memory", ["whole logits of student and teacher are kept: spans are compared on them"])
+    elif language is not None:
         choose.note("memory", [heads_in_chunks(language, [student, *teachers.values()])])
         if signals.kind == "hidden" and not language.heads:
             raise UserError("signals", "hidden", "live or cache", choose.choices[-1].reason)
+    if settings.text.startswith("teacher") and len(teachers) > 1:
+        raise UserError("text", settings.text, "data, with several teachers", "one teacher writes")
+    if settings.text.startswith("teacher") and language is not None and language.alignment is not None:
+        raise UserError("text", settings.text, "data or student, with a teacher of another tokenizer")
     choose.note("teachers", check_teachers(teachers, settings.teacher_weights, signals, language))
-    baseline = choose("baseline", _unless_auto(settings.baseline), _baseline, task, data)
-    if baseline == "trained" and not _can_train_alone(task, data):
+    baseline = choose("baseline", _unless_auto(settings.baseline), choices.baseline, task, data)
+    if baseline == "trained" and not choices.can_train_alone(task, data):
         raise UserError("baseline", "trained", ("untrained", "none"), "the data have no targets to train on alone")
-    precision = choose("precision", _unless_auto(settings.precision), _precision, student)
-    teaching = choose("teacher precision", _unless_auto(settings.teacher_precision), _teacher_precision, teacher)
+    precision = choose("precision", _unless_auto(settings.precision), choices.precision, student)
+    teaching = choose("teacher precision", _unless_auto(settings.teacher_precision), choices.teacher_precision, teacher)
     optimizer = OptimizerSettings(settings.optimizer, lr, settings.weight_decay, settings.schedule, settings.warmup)
     plan = Plan(
         settings, task, teachers, student, data, objective, optimizer, min(batch_size, len(data.splits.train)), epochs,
@@ -192,8 +224,11 @@ def _task(data: DataSet) -> tuple[str, str]:
     return data.task, data.task_reason
 
 
-def _check_fit(task: str, teacher: Network, student: Network, data: DataSet) -> list[str]:
-    """Refuse networks and data that cannot work together; notes on what was made to fit."""
+def _check_fit(task: str, teacher: Network, student: Network, data: DataSet, aligned: bool) -> list[str]:
+    """Refuse networks and data that cannot work together; notes on what was made to fit.
+
+    Tokenizers may be any where the objective compares ``aligned`` spans of text.
+    """
     roles = {"teacher": teacher, "student": student}
     for role, network in roles.items():
         if data.modality != network.modality and "tensor" not in (data.modality, network.modality):
@@ -207,7 +242,7 @@ def _check_fit(task: str, teacher: Network, student: Network, data: DataSet) -> 
         names = data.labels if data.labels is not None else data.num_classes
         found = {role: compare_labels(network, names, key=f"{role} labels") for role, network in roles.items()}
         return [f"{role}: {note}" for role, note in found.items() if note]
-    return [compare_tokenizers(teacher, student)] if task == "causal-lm" else []
+    return [compare_tokenizers(teacher, student, remap=True)] if task == "causal-lm" and not aligned else []
 
 
 def _check_targets(data: DataSet) -> None:
@@ -221,27 +256,6 @@ def _check_targets(data: DataSet) -> None:
             raise UserError(f"data labels of {part}", low if low < 0 else high, allowed)
 
 
-def _objective(task: str, teacher: Network, student: Network, data: DataSet) -> tuple[str, str]:
-    if task == "classification":
-        if data.splits.train.target is None:
-            return "kl(temperature=4)", "no labels: the teacher is the only source"
-        return "0.1 * cross_entropy + 0.9 * kl(temperature=4)", "the usual balance of labels and teacher"
-    if task == "regression":
-        if data.splits.train.target is None:
-            return 'feature_mse(student="logits", teacher="logits")', "no targets: the teacher is the only source"
-        return (
-            '0.5 * target_mse + 0.5 * feature_mse(student="logits", teacher="logits")',
-            "half target, half teacher, which averages the targets' noise away",
-        )
-    if task == "embedding":
-        if teacher.width is not None and teacher.width == student.width:
-            return "cosine", "embeddings of one width can be met directly"
-        return "similarity", "embeddings of different widths: neighbours are kept instead of positions"
-    if task == "features":
-        return "feature_mse", "features are met through a projector where their shapes differ"
-    return "0.1 * cross_entropy + 0.9 * kl(temperature=1)", "token by token, with a little of the text itself"
-
-
 def _taps(task: str, settings: Settings, choose: _Chooser) -> tuple[dict[str, str], dict[str, str]]:
     student, teacher = dict(settings.student_taps), dict(settings.teacher_taps)
     if task == "features":
@@ -251,35 +265,19 @@ def _taps(task: str, settings: Settings, choose: _Chooser) -> tuple[dict[str, st
     return student, teacher
 
 
-def _batch_size(data: DataSet) -> tuple[int, str]:
-    usual = 32 if data.modality == "text" else 64
-    few = max(1, len(data.splits.train) // 10)
-    if few < usual:
-        return max(few, 2), "at least ten steps per epoch on few samples"
-    return usual, f"a usual size for {data.modality}s"
-
-
-def _learning_rate(student: Network) -> tuple[float, str]:
-    if student.pretrained:
-        large = parameters(student.module)["parameters"] > 50_000_000
-        return (1e-4 if large else 5e-4), "pretrained weights that have to find together again"
-    return 2e-3, "weights that start from chance"
-
-
-def _epochs(samples: int, student: Network) -> tuple[int, str]:
-    wanted = _SAMPLES["pretrained" if student.pretrained else "new"]
-    epochs = max(2, min(100, round(wanted / samples)))
-    return epochs, f"about {wanted:,} presentations of {samples:,} samples"
-
-
-def _checked_augment(settings: Settings, data: DataSet) -> bool | None:
+def _checked_augment(settings: Settings, data: DataSet, teacher: Network, student: Network) -> bool | None:
     if settings.augment and data.modality != "image":
         raise UserError("augment", True, "images only", f"these data are {data.modality}s")
-    return settings.augment
-
-
-def _augment() -> tuple[bool, str]:
-    return False, "one teacher pass serves every epoch"
+    if (settings.augment or settings.views is not None) and teacher.preprocessing != student.preprocessing:
+        key, given = ("augment", True) if settings.views is None else ("views", settings.views)
+        hint = "both have to be shown the same view"
+        raise UserError(key, given, "teacher and student that prepare images in one way", hint)
+    if settings.views is None:
+        return settings.augment
+    if settings.augment is False or data.modality != "image":
+        why = "augment is off" if data.modality == "image" else f"these data are {data.modality}s"
+        raise UserError("views", settings.views, "images, which are augmented", why)
+    return True
 
 
 def _choose_signals(
@@ -295,57 +293,8 @@ def _choose_signals(
     if language is not None:
         chosen = choose("teacher signals", None, language_signals, asked, settings.cache, objective, language.writer())
     else:
-        chosen = choose("teacher signals", None, _signals, asked, augment, epochs, objective, settings)
+        chosen = choose("teacher signals", None, choices.signals, asked, augment, epochs, objective, settings)
     return chosen
-
-
-def _signals(
-    asked: SignalChoice | None, augment: bool, epochs: int, objective: Objective, settings: Settings
-) -> tuple[SignalChoice, str]:
-    why = {
-        "the objective needs no teacher": not objective.needs.teacher,
-        "augmented views are new every epoch": augment,
-    }
-    live = next((reason for reason, holds in why.items() if holds), None)
-    if live is not None and (settings.cache not in (None, "off") or (asked is not None and asked.cached)):
-        raise UserError("cache", settings.cache or str(asked), "off", live)
-    if asked is not None:
-        return asked, "as given"
-    return (
-        (SignalChoice("live"), live)
-        if live
-        else (SignalChoice("cache"), f"the teacher answers once for {epochs} epochs")
-    )
-
-
-def _baseline(task: str, data: DataSet) -> tuple[str, str]:
-    if _can_train_alone(task, data):
-        return "trained", "the same student, data and steps without a teacher"
-    return "untrained", "without a teacher these data have nothing to train on"
-
-
-def _can_train_alone(task: str, data: DataSet) -> bool:
-    if task == "embedding":
-        return bool(data.pairs and "train" in data.pairs)
-    return task == "causal-lm" or (task in ("classification", "regression") and data.splits.train.target is not None)
-
-
-def _precision(student: Network) -> tuple[str, str]:
-    if student.modality == "text" and _fast_bfloat16():
-        return "bf16-mixed", "this machine multiplies bfloat16 faster; weights and losses stay float32"
-    return "32-true", "plain and safe"
-
-
-def _teacher_precision(teacher: Network) -> tuple[str, str]:
-    if teacher.modality == "text" and _fast_bfloat16() and not isinstance(teacher.module, torch.fx.GraphModule):
-        return "bfloat16", "halves the teacher's time; the cache keeps float16"
-    return "float32", "plain and safe"
-
-
-def _fast_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def example_inputs(network: Network, inputs: Any, count: int) -> Tensor | Mapping[str, Tensor]:

@@ -34,7 +34,7 @@ def preview(plan: Plan, live: Source, progress: Progress) -> dict[str, Any]:
     fit(distiller, loader, steps=_STEPS, progress=steps, **trainer_settings(plan))
     plan.student.module.load_state_dict(before)
     distiller.finish()
-    asks = len(plan.data.splits.train) / plan.batch_size if plan.cached else plan.steps
+    asks = len(plan.data.splits.train) * plan.views / plan.batch_size if plan.cached else plan.steps
     trainable = parameters(plan.student.module)["trainable"]
     needed = state_bytes(plan.student.module) + state_bytes(plan.teacher.module) + 12 * trainable
     cache = cache_costs(plan, live).bytes if plan.cached else 0.0
@@ -88,7 +88,11 @@ class _Steps(Callback):
         self.watch = teacher
         self.student = self.teacher = self.first_loss = self._started = self._asked = 0.0
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return
         now = time.perf_counter()
         if trainer.global_step == 1:
             self._started, self._asked = now, self.watch.seconds

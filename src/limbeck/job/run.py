@@ -23,6 +23,7 @@ from limbeck.job.preview import preview
 from limbeck.job.progress import Progress
 from limbeck.job.references import keep_decoded
 from limbeck.job.settings import Settings
+from limbeck.job.teacher_texts import write_teacher_texts
 from limbeck.job.teachers import teaching
 from limbeck.job.train import cached_teacher, train_baseline, train_student
 from limbeck.sources import Source
@@ -79,6 +80,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, Any]:
         if settings.overwrite:
             output.clear(out)
         output.write_settings(out, settings)
+        write_teacher_texts(plan, out, progress)
         source: Source | None = live if plan.objective.needs.teacher else None
         if plan.cached:
             folder = Path(settings.cache) if settings.cache else out / "cache"

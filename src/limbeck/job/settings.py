@@ -34,6 +34,7 @@ class Settings:
         columns: columns of a table, such as text=body,label=stars.
         epochs: passes over the training data.
         batch_size: samples per step.
+        accumulate: parts that a step's samples are read in, one after the other: less memory, the same step.
         lr: learning rate at its height.
         weight_decay: of the optimiser.
         optimizer: adamw, adam or sgd.
@@ -42,12 +43,14 @@ class Settings:
         gradient_clip: largest gradient norm.
         max_length: longest text in tokens.
         augment: flip and crop training images; the teacher then answers live instead of from the cache.
+        views: every image is shown in so many augmented views, in turn, whose signals a cache holds.
         signals: where the teacher's signals come from: live, cache, hidden (cached states under the teacher's head,
             for causal-lm) or server:URL,model=NAME (causal-lm).
         cache: folder of the teacher's cached signals (default: OUT/cache), or "off" for a live teacher.
         codec: how the cache keeps them, such as float16 or above:0.0008:128.
         teacher_weights: of several teachers, in their order.
-        text: for causal-lm, whose text is learnt: data, student, mix(student=0.5), replay(...), corrected(...).
+        text: for causal-lm, whose text is learnt: data, teacher (its answers, written once), student,
+            mix(student=0.5), replay(...), corrected(...).
         decoding: how the student writes, such as temperature=1,top_p=0.95,length=64.
         answers: for causal-lm, held-out prompts that are answered greedily for ROUGE-L at the end.
         teacher_precision: bfloat16 halves the teacher's time where the processor supports it.
@@ -78,6 +81,7 @@ class Settings:
     columns: dict[str, str] = field(default_factory=dict)
     epochs: int | None = None
     batch_size: int | None = None
+    accumulate: int = 1
     lr: float | None = None
     weight_decay: float = 0.01
     optimizer: str = "adamw"
@@ -86,6 +90,7 @@ class Settings:
     gradient_clip: float | None = 1.0
     max_length: int | None = None
     augment: bool | None = None
+    views: int | None = None
     signals: str | None = None
     cache: str | None = None
     codec: str | None = None
@@ -123,8 +128,8 @@ class Settings:
         if self.task not in (None, "causal-lm") and (self.text != "data" or self.decoding):
             key = "text" if self.text != "data" else "decoding"
             raise UserError(key, getattr(self, key), "nothing, for this task", "only language models write texts")
-        limits = (("epochs", 1), ("batch_size", 1), ("max_length", 1), ("devices", 1), ("answers", 0))
-        for key, least in limits:
+        for key in ("epochs", "batch_size", "accumulate", "views", "max_length", "devices", "answers"):
+            least = 0 if key == "answers" else 1
             value = getattr(self, key)
             if value is not None and value < least:
                 raise UserError(key, value, f"{least} or more")

@@ -52,7 +52,7 @@ def write_signals(
         _side_by_side(settings, writers)
         tools.merge(out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    samples = len(plan.data.splits.train)
+    samples = len(plan.data.splits.train) * plan.views
     found = {
         "folder": str(out),
         "samples": samples,
@@ -64,7 +64,7 @@ def write_signals(
         "expected_seconds": expected.seconds,
     }
     if plan.language is not None:
-        tokens = plan.language.learnt("train")
+        tokens = plan.language.positions()
         found |= {"tokens": tokens, "bytes_per_token": size / tokens}
     return found
 

@@ -207,7 +207,9 @@ def _live(plan: Plan, network: Network) -> Live:
     if plan.language is not None:
         forward = plan.language.teacher_forward(plan.signals)
         # Logits multiplied out or not are the same teacher.
-        name = f"sequences[:{plan.language.vocabulary or ''}]"
+        alignment = plan.language.alignment
+        rows = plan.language.vocabulary if alignment is None else alignment.vocabulary
+        name = f"sequences[:{rows or ''}]"
 
     def run(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         if not plan.teacher_bfloat16:
@@ -217,7 +219,9 @@ def _live(plan: Plan, network: Network) -> Live:
 
     # A teacher re-ordered, or in another precision, is another teacher to whoever asks for its fingerprint.
     run.__qualname__ = f"{name}{'[bfloat16]' if plan.teacher_bfloat16 else ''}"
-    return Live(network.module, taps=plan.teacher_taps, forward=teacher_forward(run))
+    # A language model's teacher is given its own reading of a batch by the distiller.
+    read = teacher_forward(run) if plan.language is None else run
+    return Live(network.module, taps=plan.teacher_taps, forward=read)
 
 
 def _in_full(value: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,26 +29,28 @@ from limbeck.sources import Cached, Live, Source
 
 
 def loader_of(
-    plan: Plan, split: Split, *, shuffle: bool, live_teacher: bool, batch_size: int | None = None
+    plan: Plan, split: Split, *, shuffle: bool, live_teacher: bool, batch_size: int | None = None, alone: bool = False
 ) -> TensorLoader:
     """Batches of raw samples, prepared for the student, and for a live teacher that prepares in another way.
 
-    Of a language model the training texts, whatever ``split`` is.
+    Of a language model the training texts, whatever ``split`` is; the data's own for a student that learns ``alone``.
     """
     if plan.language is not None:
         return plan.language.loader(
-            "train", batch_size or plan.batch_size, seed=plan.settings.seed, shuffle=shuffle,
+            "data" if alone else "train", batch_size or plan.read_at_once, seed=plan.settings.seed, shuffle=shuffle,
             drop_last=plan.drops_last and shuffle,
         )  # fmt: skip
     lengths = text_lengths(split.input) if plan.data.modality == "text" else None
     return TensorLoader(
         split,
-        batch_size or plan.batch_size,
+        batch_size or plan.read_at_once,
         shuffle=shuffle,
         seed=plan.settings.seed,
         lengths=lengths,
         drop_last=plan.drops_last and shuffle,
-        transform=Prepare(plan, live_teacher, augment=plan.augment and shuffle),
+        # What a cache is filled with has no views, or all of them.
+        transform=Prepare(plan, live_teacher, augment=plan.augment and (shuffle or plan.settings.views is not None)),
+        views=plan.settings.views,
     )
 
 
@@ -84,6 +88,8 @@ def cached_teacher(
         fingerprint |= plan.language.fingerprint()
     else:
         fingerprint |= {"preprocessing": plan.teacher.preprocessing_fingerprint(), **plan.data.fingerprint}
+        if plan.augment:
+            fingerprint["augmentation"] = repr(CropFlip())
     try:
         _fill(plan, folder, live, loader, fingerprint, progress, part)
     except StaleCache:
@@ -98,7 +104,7 @@ def cached_teacher(
 
 def _cache_loader(plan: Plan) -> TensorLoader:
     if plan.language is not None:
-        return plan.language.loader("train", plan.batch_size, ready=True)
+        return plan.language.loader("train", plan.read_at_once, ready=True, teacher=True)
     split = plan.data.splits.train
     return loader_of(plan, split, shuffle=False, live_teacher=True, batch_size=max(32, plan.batch_size))
 
@@ -110,8 +116,8 @@ def cache_costs(plan: Plan, live: Source, writers: int = 1) -> Estimate:
     middle = islice(iter(loader), len(loader) // 2, None)
     batch = next(middle) if language is not None else loader.peek()
     return estimate(
-        live, batch, loader.samples, needs, plan.codec,
-        ragged=needs if language is not None else (), positions=language.learnt("train") if language else None,
+        live, batch, loader.samples * plan.views, needs, codecs(plan),
+        ragged=needs if language is not None else (), positions=language.positions() if language else None,
         writers=writers,
     )  # fmt: skip
 
@@ -119,6 +125,13 @@ def cache_costs(plan: Plan, live: Source, writers: int = 1) -> Estimate:
 def kept_signals(plan: Plan) -> tuple[str, ...]:
     """Names of what a cache of the plan's teacher holds."""
     return ("hidden",) if plan.signals.kind == "hidden" else plan.objective.needs.teacher
+
+
+def codecs(plan: Plan) -> dict[str, str]:
+    """How a cache keeps every signal; of a token's one number beside whole logits all digits."""
+    needs = kept_signals(plan)
+    alone = needs == ("log_probs",)
+    return {name: "float32" if name == "log_probs" and not alone else plan.codec for name in needs}
 
 
 def _fill(
@@ -131,13 +144,13 @@ def _fill(
     part: tuple[int, int] | None,
 ) -> None:
     needs = kept_signals(plan)
-    with progress.bar("teacher signals", loader.samples) as advance:
+    with progress.bar("teacher signals", loader.samples * plan.views) as advance:
         write_cache(
             live,
-            loader,
+            loader if plan.settings.views is None else loader.every_view(),
             folder,
             needs,
-            codec=plan.codec,
+            codec=codecs(plan),
             fingerprint=fingerprint,
             progress=lambda seen, added: advance(seen),
             # Of a text the tokens that are learnt are kept, whatever they are padded with.
@@ -157,7 +170,7 @@ def train_baseline(plan: Plan, start: Mapping[str, Tensor], out: Path | None, pr
     if plan.task == "embedding":
         return _train_on_pairs(plan, out, progress)
     objective: Objective = TargetMSE() if plan.task == "regression" else CrossEntropy()
-    return _train(plan, objective, None, out, progress, "without distillation", {})
+    return _train(plan, objective, None, out, progress, "without distillation", {}, alone=True)
 
 
 def _train_on_pairs(plan: Plan, out: Path | None, progress: Progress) -> History:
@@ -178,7 +191,9 @@ def _train_on_pairs(plan: Plan, out: Path | None, progress: Progress) -> History
         document = plan.student.forward(module, {**batch, "input": batch["document"]})["embedding"]
         return {"query": query, "document": document}
 
-    return _fit(plan, InfoNCE(), None, loader, forward, out, progress, "without distillation", {})
+    # Its negatives are the other pairs of a step, which is therefore read whole.
+    whole = replace(plan, settings=replace(plan.settings, accumulate=1))
+    return _fit(whole, InfoNCE(), None, loader, forward, out, progress, "without distillation", {})
 
 
 def _train(
@@ -189,9 +204,11 @@ def _train(
     progress: Progress,
     title: str,
     taps: Mapping[str, str],
+    *,
+    alone: bool = False,
 ) -> History:
     live = isinstance(teacher, Live)
-    loader = loader_of(plan, plan.data.splits.train, shuffle=True, live_teacher=live)
+    loader = loader_of(plan, plan.data.splits.train, shuffle=True, live_teacher=live, alone=alone)
     return _fit(plan, objective, teacher, loader, plan.student.forward, out, progress, title, taps)
 
 
@@ -236,7 +253,7 @@ def _fit(
             resume=settings.resume,
             select=primary if settings.select == "best" else None,
             select_higher=higher,
-            progress=progress.callback(title, plan.epochs * len(loader)),
+            progress=progress.callback(title, plan.epochs * math.ceil(len(loader) / settings.accumulate)),
             logger=trackers(settings.logger, out),
             **trainer_settings(plan),
         )
@@ -250,6 +267,7 @@ def trainer_settings(plan: Plan) -> dict[str, Any]:
     return {
         "seed": settings.seed,
         "gradient_clip": settings.gradient_clip,
+        "accumulate_grad_batches": settings.accumulate,
         "precision": plan.precision,
         "devices": settings.devices,
         "strategy": settings.strategy,

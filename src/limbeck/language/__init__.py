@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from limbeck.language.alignment import AlignmentReport, Cutter, match_spans
-from limbeck.language.checks import check_alignment, check_tokenizers, check_writer
+from limbeck.language.candidates import CandidateClassifier, answer_scores, candidate_scores
+from limbeck.language.checks import check_alignment, check_tokenizers, check_writer, is_aligned, taught_parts
 from limbeck.language.compressors import Instructed, Known, Saliency
 from limbeck.language.distiller import SequenceDistiller
 from limbeck.language.generation import Decoding, Generator, choose, generate
+from limbeck.language.in_context import (
+    InContext,
+    Prefix,
+    full_context_logits,
+    grouped,
+    in_context_batch,
+    pack_demonstrations,
+    prefixed_logits,
+)
 from limbeck.language.keeping import Keeper
 from limbeck.language.likelihood import continuation_log_likelihood, self_information
 from limbeck.language.packing import packed
+from limbeck.language.prefixes import BehindPrefix, ContextCompressor, SharedPrompt
 from limbeck.language.retokenizer import Retokenized, Retokenizer
 from limbeck.language.revision import Correction, Reviser, corrected_prefix, locate, token_divergence
 from limbeck.language.sequences import (
@@ -19,7 +30,9 @@ from limbeck.language.sequences import (
     answer_logits,
     check_head,
     left_aligned,
+    pad_rows,
     positions,
+    with_log_probs,
 )
 from limbeck.language.served import ServedDecoding
 from limbeck.language.spans import FUNCTION_WORDS, FunctionWordSpans, RandomSpans, WindowSpans, pieces_of
@@ -35,6 +48,7 @@ from limbeck.language.writers import (
     Revised,
     Step,
     StoredText,
+    TeacherText,
     Writer,
     without_answers,
 )
@@ -42,6 +56,9 @@ from limbeck.language.writers import (
 __all__ = [
     "AdaptiveShare",
     "AlignmentReport",
+    "BehindPrefix",
+    "CandidateClassifier",
+    "ContextCompressor",
     "Correction",
     "Cutter",
     "DataText",
@@ -49,11 +66,13 @@ __all__ = [
     "FUNCTION_WORDS",
     "FunctionWordSpans",
     "Generator",
+    "InContext",
     "Instructed",
     "Keeper",
     "Known",
     "Mixed",
     "OnPolicy",
+    "Prefix",
     "RandomSpans",
     "ReplayBuffer",
     "Replayed",
@@ -65,13 +84,17 @@ __all__ = [
     "SequenceDistiller",
     "Sequences",
     "ServedDecoding",
+    "SharedPrompt",
     "Step",
     "StoredText",
+    "TeacherText",
     "WindowSpans",
     "Writer",
     "answer_head",
     "answer_hidden",
     "answer_logits",
+    "answer_scores",
+    "candidate_scores",
     "check_alignment",
     "check_head",
     "check_tokenizers",
@@ -79,16 +102,25 @@ __all__ = [
     "choose",
     "continuation_log_likelihood",
     "corrected_prefix",
+    "full_context_logits",
     "generate",
+    "grouped",
+    "in_context_batch",
+    "is_aligned",
     "left_aligned",
     "locate",
     "match_spans",
+    "pack_demonstrations",
     "packed",
+    "pad_rows",
     "parse_text",
     "pieces_of",
     "positions",
+    "prefixed_logits",
     "self_information",
+    "taught_parts",
     "token_divergence",
+    "with_log_probs",
     "without_answers",
     "write_texts",
     "writes",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from limbeck.models.tokens import special_ids, token_bytes
+from limbeck.tokens import special_ids, token_bytes
 
 
 class Cut(NamedTuple):

@@ -66,9 +66,7 @@ def check_writer(objective: Objective, writer: Writer) -> None:
 
 def check_alignment(objective: Objective, writer: Writer, retokenized: bool) -> None:
     """Refuse to compare tokens of two tokenizers place by place, or spans where there are none."""
-    for part in objective.modules():
-        if not isinstance(part, Objective) or isinstance(part, (Sum, Scaled)) or not part.needs.teacher:
-            continue
+    for part in taught_parts(objective):
         name, aligned = type(part).__name__, isinstance(part, AlignedObjective)
         if aligned and not retokenized:
             raise UserError(name, "no retokenizer", "SequenceDistiller(retokenizer=...), which aligns the texts")
@@ -79,6 +77,18 @@ def check_alignment(objective: Objective, writer: Writer, retokenized: bool) -> 
             )  # fmt: skip
     if retokenized and asks_teacher(writer):
         raise UserError("writer", type(writer).__name__, "one that asks no teacher", "it has another tokenizer")
+
+
+def taught_parts(objective: Objective) -> list[Objective]:
+    """The terms of an objective that look at a teacher."""
+    parts = [part for part in objective.modules() if isinstance(part, Objective)]
+    return [part for part in parts if part.needs.teacher and not isinstance(part, (Sum, Scaled))]
+
+
+def is_aligned(objective: Objective) -> bool:
+    """Whether all that an objective asks of a teacher is compared on aligned spans, whatever its tokenizer."""
+    parts = taught_parts(objective)
+    return bool(parts) and all(isinstance(part, AlignedObjective) for part in parts)
 
 
 def asks_teacher(writer: Writer) -> bool:

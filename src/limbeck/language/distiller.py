@@ -15,10 +15,10 @@ from limbeck.language.retokenizer import Retokenizer, prompts_of
 from limbeck.language.sequences import Sequences, answer_logits
 from limbeck.language.writers import DataText, Step, Writer
 from limbeck.models.compare import first_logits
-from limbeck.models.tokens import vocabulary_size
 from limbeck.objectives.base import Objective
 from limbeck.signals import Batch, Forward, Signals
 from limbeck.sources import Live, Source
+from limbeck.tokens import vocabulary_size
 
 
 class SequenceDistiller(Distiller):

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from limbeck.data.views import uniform
 from limbeck.errors import UserError
 from limbeck.language.encoder_decoder import decoder_logits, is_encoder_decoder
+from limbeck.losses import token_log_probs
 from limbeck.nn.output_head import OutputHead
-from limbeck.signals import Batch, HeadLogits, name_output
+from limbeck.signals import Batch, Forward, HeadLogits, dense, name_output
 
 COLUMNS = ("prompt", "prompt_mask", "answer", "answer_mask")
 
@@ -68,7 +69,7 @@ class Sequences:
     ) -> Sequences:
         """From lists of token ids, padded with ``pad``."""
         answers = answers if answers is not None else [[] for _ in prompts]
-        return cls(*_padded(prompts, pad, left=True), *_padded(answers, pad, left=False))
+        return cls(*pad_rows(prompts, pad, left=True), *pad_rows(answers, pad, left=False))
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -144,6 +145,18 @@ def answer_logits(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {"logits": logits[:, -count - 1 : -1]}
 
 
+def with_log_probs(forward: Forward) -> Forward:
+    """The same run with ``log_probs`` ``[B, A]`` too: of the batch's own ``target``, 0 where its ``mask`` is False."""
+
+    def run(model: nn.Module, batch: Batch) -> dict[str, Any]:
+        signals = forward(model, batch)
+        found = token_log_probs(dense(signals, "logits"), batch["target"], mask=batch.get("mask"))
+        return {**signals, "log_probs": found}
+
+    run.__qualname__ = f"{forward.__qualname__}[log_probs]"
+    return run
+
+
 def answer_hidden(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """What the head of a causal model is given, for every answer token: ``hidden`` ``[B, A, width]``.
 
@@ -200,7 +213,7 @@ def chosen_place(mask: Tensor, views: Tensor, draw: int) -> Tensor:
     return ((mask.long().cumsum(1) - 1 == wanted[:, None]) & mask).int().argmax(1)
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
     width = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), width), pad, dtype=torch.int64)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)

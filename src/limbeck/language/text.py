@@ -9,12 +9,13 @@ from limbeck.errors import UserError
 from limbeck.expressions import read_expression
 from limbeck.language.generation import Decoding
 from limbeck.language.revision import Reviser
-from limbeck.language.writers import DataText, Mixed, OnPolicy, Replayed, Revised, Writer
+from limbeck.language.writers import DataText, Mixed, OnPolicy, Replayed, Revised, TeacherText, Writer
 from limbeck.schedules import Cosine, Linear, Schedule
 
 FORMS = (
-    "data", "student", "mix(student=0.5)", "mix(student=linear(0, 1))", "replay(capacity=1000, share=1.0)",
-    "corrected(rounds=1)", "mix(student=0.5, by=corrected(rounds=2))", "replay(by=corrected)",
+    "data", "teacher", "teacher(greedy=True)", "student", "mix(student=0.5)", "mix(student=linear(0, 1))",
+    "replay(capacity=1000, share=1.0)", "corrected(rounds=1)", "mix(student=0.5, by=corrected(rounds=2))",
+    "replay(by=corrected)",
 )  # fmt: skip
 _SHOWN = ", ".join(FORMS)
 
@@ -22,9 +23,10 @@ _SHOWN = ", ".join(FORMS)
 def parse_text(text: str, decoding: Decoding) -> Writer:
     """The writer that ``text`` stands for; see :data:`FORMS`.
 
-    ``data`` is the data's own text, ``student`` the student's samples to the data's prompts, ``mix`` draws for every
-    step which of the two it is, ``replay`` also takes old samples from a buffer, and in ``corrected`` texts the teacher
-    replaces the worst token and the student writes on. ``by`` is who writes: ``student`` or ``corrected``.
+    ``data`` is the data's own text, ``teacher`` answers that the teacher wrote before, ``student`` the student's
+    samples to the data's prompts, ``mix`` draws for every step which of the two it is, ``replay`` also takes old
+    samples from a buffer, and in ``corrected`` texts the teacher replaces the worst token and the student writes on.
+    ``by`` is who writes: ``student`` or ``corrected``.
 
     Args:
         decoding: how the student writes.
@@ -46,7 +48,8 @@ def parse_text(text: str, decoding: Decoding) -> Writer:
         return Replayed(_writer(by, OnPolicy(decoding)), capacity, share)
 
     names: dict[str, Callable[..., Any]] = {
-        "data": DataText, "student": student, "mix": mix, "replay": replay, "corrected": corrected,
+        "data": DataText, "teacher": TeacherText, "student": student, "mix": mix, "replay": replay,
+        "corrected": corrected,
         "linear": Linear, "cosine_schedule": Cosine,
     }  # fmt: skip
     built = read_expression(text, names, key="text", form=_SHOWN, sums=False)

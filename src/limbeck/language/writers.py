@@ -78,6 +78,18 @@ class StoredText(Writer):
         return Sequences.of({name: value.to(step.views.device) for name, value in found.columns().items()}).trimmed()
 
 
+class TeacherText(DataText):
+    """The data's prompts with answers that the teacher wrote before (:func:`~limbeck.language.write_texts`): whoever
+    loads the data has put them in the place of the data's own.
+
+    Args:
+        greedy: the most probable tokens instead of samples.
+    """
+
+    def __init__(self, greedy: bool = False) -> None:
+        self.greedy = greedy
+
+
 class OnPolicy(Writer):
     """The student's samples to the data's prompts."""
 

@@ -64,6 +64,7 @@ from limbeck.losses.sampled import (
 )
 from limbeck.losses.score import denoising, score_identity, toward_target
 from limbeck.losses.scores import score_mse, soft_bce
+from limbeck.losses.selection import selected_tokens
 from limbeck.losses.spans import span_product
 from limbeck.losses.squared import brier, probability_mse
 from limbeck.losses.transport import SinkhornPlan, class_transport, sinkhorn_distance, sinkhorn_plan
@@ -132,6 +133,7 @@ __all__ = [
     "sampled_reverse_kl",
     "score_identity",
     "score_mse",
+    "selected_tokens",
     "self_attention_relations",
     "similarity_distribution",
     "similarity_preserving",

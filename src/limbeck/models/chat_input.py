@@ -27,12 +27,14 @@ class Encoded:
         learnt: bool ``[L]``, the tokens that losses count; never the first, which nothing predicts.
         lost: tokens that were cut off.
         teacher: name of the teacher that the sample goes to, where samples are routed.
+        teacher_prompt: int64, the prompt in the tokens and by the template of a teacher that has others.
     """
 
     ids: Tensor
     learnt: Tensor
     lost: int = 0
     teacher: str = ""
+    teacher_prompt: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.cache.fingerprint import fingerprint_text, fingerprint_tokenizer
+from limbeck.cache.fingerprint import fingerprint_tokenizer
 from limbeck.errors import UserError
 from limbeck.models.network import Network
-from limbeck.models.tokens import added_tokens, pipeline, token_bytes, token_kind, vocabulary_size
-from limbeck.signals import Batch, Forward, HeadLogits
+from limbeck.nn.mode import evaluating
+from limbeck.signals import Batch, Forward, HeadLogits, name_output
+from limbeck.tokens import added_tokens, pipeline, token_bytes, token_kind, vocabulary_size
 
 SAME_TOKENS = "both have the same tokens under other numbers: compare_tokenizers(remap=True) lets the teacher translate"
 OTHER_TOKENS = (
     "give a student with the teacher's tokenizer, such as slice:layers=...; or keep both and train on aligned spans, "
-    "with SequenceDistiller(retokenizer=...) and likelihood_matching or universal_logit_distance; or distil embeddings"
+    "with an objective such as cross_entropy + likelihood_matching or universal_logit_distance (from Python "
+    "SequenceDistiller(retokenizer=...)); or distil embeddings"
 )
 
 
@@ -99,8 +102,8 @@ def compare_tokenizers(
     rows then. Cut them off a student that starts at random: ``resize_token_embeddings``.)
 
     Args:
-        remap: where both have the same tokens under other numbers, let the teacher translate: it takes the student's
-            ids and gives its logits in the student's order.
+        remap: where both have the same tokens under other numbers, let the teacher translate: a copy of it takes the
+            student's ids and gives its logits in the student's order (:func:`renumber`).
 
     Returns:
         What was concluded, for the plan; empty when there was nothing to do.
@@ -117,7 +120,7 @@ def compare_tokenizers(
         difference = tokenizer_difference(theirs, ours)
         permutation = match_tokens(theirs, ours) if difference else None
         if permutation is not None and remap:
-            teacher.forward = remapped(teacher.forward, permutation)
+            renumber(teacher, permutation, student)
             notes.append("both have the same tokens under other numbers; the teacher translates")
         elif difference:
             options = SAME_TOKENS if permutation is not None else OTHER_TOKENS
@@ -170,18 +173,33 @@ def match_tokens(theirs: Any, ours: Any) -> list[int] | None:
     return [numbers[right[number]] for number in range(len(right))]
 
 
-def remapped(forward: Forward, permutation: Sequence[int]) -> Forward:
-    """The same run of a network that knows token ``i`` as ``permutation[i]``: ids in, logits out are translated."""
-    index = torch.tensor(list(permutation))
+def renumber(network: Network, numbers: Sequence[int], like: Network) -> None:
+    """Let a language model of transformers speak the tokens of ``like``: what it called ``numbers[i]`` is token ``i``.
 
-    def translate(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        given = batch["input"]
-        ids = index.to(given["input_ids"].device)[given["input_ids"]]
-        return forward(model, {**batch, "input": {**given, "input_ids": ids}})
+    The rows of its embedding and of its head are re-ordered in a copy, so that everything else (heads run in chunks,
+    cached states, generation) needs to know nothing of it; rows of padding stay behind.
 
-    translated = reordered(translate, permutation)
-    translated.__qualname__ = f"{forward.__qualname__}[{fingerprint_text(list(permutation))[:16]}]"
-    return translated
+    Raises:
+        UserError: it does not work on one short text, since the model knows its tokens by another table too.
+    """
+    before = network.module
+    module: Any = copy.deepcopy(before)
+    tables: list[Any] = [getattr(module, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+    known = [table.weight for table in tables if table is not None and hasattr(table, "weight")]
+    known += [table.bias for table in tables if getattr(table, "bias", None) is not None]
+    rows = min((len(weight) for weight in known), default=0)
+    order = torch.tensor([*numbers, *sorted(set(range(rows)) - set(numbers))])
+    # Tied tables are one tensor.
+    for weight in {id(weight): weight for weight in known}.values():
+        weight.data.copy_(weight.data[order.to(weight.device)])
+    few = torch.arange(min(len(numbers), 8), device=known[0].device if known else None)[None]
+    with evaluating(before), evaluating(module), torch.no_grad():
+        want = name_output(before(input_ids=order.to(few.device)[few]))["logits"].index_select(-1, order.to(few.device))
+        found = name_output(module(input_ids=few))["logits"]
+    if not torch.allclose(found, want, rtol=1e-3, atol=1e-3):
+        raise UserError("teacher", type(before).__name__, "a model whose tokens are the rows of embedding and head")
+    network.module, network.tokenizer = module, like.tokenizer
+    network.prepare, network.preprocessing = like.prepare, like.preprocessing
 
 
 def shared_vocabulary(teacher: Network, student: Network) -> int | None:

@@ -11,7 +11,7 @@ from limbeck.objectives.features import (
     LevelCosine,
     SimilarityDistribution,
 )
-from limbeck.objectives.language import ClippedKL, DataCrossEntropy, SpanProduct, same_span
+from limbeck.objectives.language import ClippedKL, DataCrossEntropy, SelectedKL, SpanProduct, same_span
 from limbeck.objectives.logits import (
     DIST,
     DKD,
@@ -59,6 +59,7 @@ __all__ = [
     "ScoreBCE",
     "ScoreMSE",
     "ScoreObjective",
+    "SelectedKL",
     "SimilarityDistribution",
     "SpanProduct",
     "Sum",

@@ -100,7 +100,7 @@ class LikelihoodMatching(AlignedObjective):
         teacher: ``logits``; or ``log_probs``, the log-probabilities of the teacher's own tokens ``[B, A']``, one number
             per token, cheap to cache. Top-k logits cannot tell what a token that they left out has.
         ends: for debiasing, by id which tokens begin with white space or are special, of student and teacher
-            (:func:`limbeck.models.tokens.begins_word`); None leaves likelihoods as they are.
+            (:func:`limbeck.tokens.begins_word`); None leaves likelihoods as they are.
         threshold: spans behind which the teacher's probability of a word's end is not above it are joined with the
             next; 0.1 in the released recipes. Needs ``ends``.
 

@@ -12,6 +12,7 @@ from limbeck.errors import UserError
 from limbeck.nn.quantile_bounds import QuantileBounds
 from limbeck.objectives.base import Needs, Objective, row_options
 from limbeck.objectives.heads import label_cross_entropy
+from limbeck.schedules import Schedule
 from limbeck.signals import Batch, Signals, SparseLogits, dense, dense_or_sparse
 
 #: (tokens ``[B, A]``, mask ``[B, A]``, views ``[B]`` or None) -> number of every token's span, -1 for none.
@@ -120,6 +121,27 @@ class DataCrossEntropy(Objective):
             raise UserError("batch", sorted(batch), "a batch with data: use SequenceDistiller")
         data = batch["data"]
         return {"data": label_cross_entropy(student, "data_logits", data["target"], mask=data["mask"])}
+
+
+class SelectedKL(Objective):
+    """KL(teacher || student) at the tokens that both networks read, wherever these stand in the one and the other.
+
+    Both give ``logits`` and ``counted``, the mask of those tokens
+    (:func:`~limbeck.language.full_context_logits`); see :func:`limbeck.losses.selected_tokens`. Mean over the tokens of
+    the batch. The temperature's square is no factor here.
+    """
+
+    needs = Needs(student=("logits", "counted"), teacher=("logits", "counted"))
+
+    def __init__(self, temperature: float | Schedule = 1.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def terms(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        logits, wanted = dense(student, "logits"), dense_or_sparse(teacher, "logits")
+        check_vocabulary(logits, wanted)
+        ours, theirs = losses.selected_tokens(logits, dense(student, "counted"), wanted, dense(teacher, "counted"))
+        return {"kl": losses.forward_kl(ours, theirs, temperature=self.now(self.temperature), scale="none")}
 
 
 def same_span(numbers: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,6 +80,9 @@ class Connection:
         with ThreadPoolExecutor(max_workers=self.concurrency) as pool:
             asked = [pool.submit(self._ask, path, body, None, stop) for body in bodies]
             try:
+                # In the order of the bodies an error would wait for whatever stands before it.
+                for one in wait(asked, return_when=FIRST_EXCEPTION).done:
+                    one.result()
                 return [one.result() for one in asked]
             finally:
                 stop.set()

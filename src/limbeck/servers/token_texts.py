@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from limbeck.errors import UserError
-
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+from limbeck.tokens import special_ids, token_bytes
 
 
 class TokenTexts:
@@ -23,17 +21,12 @@ class TokenTexts:
         if not all(hasattr(tokenizer, name) for name in ("convert_ids_to_tokens", "decode", "get_vocab")):
             raise UserError("tokenizer", type(tokenizer).__name__, "a tokenizer of transformers")
         self.tokenizer = tokenizer
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        self.controls = {number for number, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        self.controls = special_ids(tokenizer)
 
     @cached_property
     def bytes(self) -> list[bytes]:
         """Content of every token; that of a control token is its name."""
-        size = max(self.tokenizer.get_vocab().values()) + 1
-        pieces = [str(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(range(size)))]
-        letters = _byte_letters() if self._byte_level() else None
-        added = set(getattr(self.tokenizer, "added_tokens_decoder", {})) | self.controls
-        return [_content(piece, None if number in added else letters) for number, piece in enumerate(pieces)]
+        return [content or b"" for content in token_bytes(self.tokenizer)]
 
     def texts(self, number: int) -> set[str]:
         """How a server may print token ``number``."""
@@ -66,21 +59,3 @@ class TokenTexts:
             for text in self.texts(number):
                 found[text] = None if text in found else number
         return found
-
-    def _byte_level(self) -> bool:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        return backend is not None and '"ByteLevel"' in backend.to_str()
-
-
-def _content(piece: str, letters: dict[str, int] | None) -> bytes:
-    if letters is not None and all(letter in letters for letter in piece):
-        return bytes(letters[letter] for letter in piece)
-    single = _BYTE.fullmatch(piece)
-    return bytes([int(single[1], 16)]) if single else piece.replace("\u2581", " ").encode()
-
-
-def _byte_letters() -> dict[str, int]:
-    """The printable letter that byte-level tokenizers write for every byte, and back."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}

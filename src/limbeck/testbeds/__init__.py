@@ -29,6 +29,7 @@ TESTBEDS = {
     "textures": "textures:Textures",
     "thumbnails": "thumbnails:Thumbnails",
     "tu_graphs": "tu_graphs:TUGraphs",
+    "word_languages": "word_languages:WordLanguages",
 }
 
 __all__ = ["TESTBEDS", "Check", "Gate", "Size", "Split", "Splits", "Testbed", "load", "testbed_class"]

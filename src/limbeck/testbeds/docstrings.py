@@ -24,6 +24,7 @@ from limbeck.errors import require
 from limbeck.language import Decoding, Sequences, answer_logits, without_answers
 from limbeck.losses import cross_entropy
 from limbeck.measure.text import rouge_l
+from limbeck.models.llama import LlamaSizes, llama
 from limbeck.testbeds import code_corpus
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
 from limbeck.testbeds.recipe import kept_numbers, kept_tensors, kept_weights, seeded, warm_cosine
@@ -34,15 +35,6 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SENTENCE_END = re.compile(r"(?<=[a-z0-9)`'\"])\.(?:\s|$)|:\s|:$|\s-+\s|\(|>>>")
 _MARKUP = re.compile(r"[`*\"'{}\\$:<>=|]+")
 _CODE = code_corpus.Recipe(test=0, validation=0, train=60000, doc_words=4, code_lines=2, code_characters=400)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of a Llama model whose input and output embeddings are one."""
-
-    width: int
-    depth: int
-    heads: int
 
 
 @dataclass(frozen=True)
@@ -90,8 +82,8 @@ class Regime:
     """
 
     about: str
-    teacher: Sizes
-    student: Sizes | SplitSizes
+    teacher: LlamaSizes
+    student: LlamaSizes | SplitSizes
     teacher_recipe: Training
     student_recipe: Training
     bounds: Mapping[str, tuple[float, float]]
@@ -115,8 +107,8 @@ class Docstrings(Testbed):
     regimes = {
         "plain": Regime(
             "a teacher of 4 layers and a student of 2 narrow ones, both trained on 18,000 functions",
-            teacher=Sizes(128, 4, 4),
-            student=Sizes(64, 2, 4),
+            teacher=LlamaSizes(128, 4, 4),
+            student=LlamaSizes(64, 2, 4),
             teacher_recipe=Training(steps=1400, prompt_weight=0.5),
             student_recipe=Training(steps=1200, learning_rate=3e-3),
             bounds={
@@ -129,7 +121,7 @@ class Docstrings(Testbed):
         ),
         "long": Regime(
             "long code, short answers: a causal teacher of 4 layers, an encoder-decoder of 4 and 2 narrow ones",
-            teacher=Sizes(128, 4, 4),
+            teacher=LlamaSizes(128, 4, 4),
             student=SplitSizes(64, 4, 2, 4, 2),
             teacher_recipe=Training(steps=600, prompt_weight=0.5),
             student_recipe=Training(steps=300, learning_rate=3e-3),
@@ -148,7 +140,7 @@ class Docstrings(Testbed):
         """The same regime in seconds: networks that hardly learn."""
         split = isinstance(regime.student, SplitSizes)
         return replace(
-            regime, teacher=Sizes(32, 2, 2), student=SplitSizes(16, 2, 1, 2, 1) if split else Sizes(16, 1, 2),
+            regime, teacher=LlamaSizes(32, 2, 2), student=SplitSizes(16, 2, 1, 2, 1) if split else LlamaSizes(16, 1, 2),
             prompt=min(regime.prompt, 32), answer=min(regime.answer, 16), teacher_recipe=Training(40, 16),
             student_recipe=Training(20, 16), vocabulary=512, train=400, validation=40, test=40, pool=100,
             bounds={"teacher_rouge_l": (0.0, 1.0)},
@@ -203,19 +195,12 @@ class Docstrings(Testbed):
         """Every token as text, with its leading space, for span extractors."""
         return [self.tokenizer.decode([number]) for number in range(self.plan.vocabulary)]
 
-    def network(self, sizes: Sizes | SplitSizes, seed: int) -> nn.Module:
+    def network(self, sizes: LlamaSizes | SplitSizes, seed: int) -> nn.Module:
         """An untrained Llama model, encoder-decoder or twin of one."""
         if isinstance(sizes, SplitSizes):
             return seeded(lambda: self._split_network(sizes), seed)
-        transformers = require("transformers", "language")
-        config = transformers.LlamaConfig(
-            vocab_size=self.plan.vocabulary, hidden_size=sizes.width, intermediate_size=sizes.width * 8 // 3,
-            num_hidden_layers=sizes.depth, num_attention_heads=sizes.heads,
-            max_position_embeddings=max(64, self.plan.prompt + self.plan.answer),
-            tie_word_embeddings=True, pad_token_id=PAD, bos_token_id=START, eos_token_id=END,
-        )  # fmt: skip
-        made: nn.Module = seeded(lambda: transformers.LlamaForCausalLM(config), seed)
-        return made
+        length = max(64, self.plan.prompt + self.plan.answer)
+        return seeded(lambda: llama(sizes, self.plan.vocabulary, length, pad=PAD, start=START, end=END), seed)
 
     def teacher(self) -> nn.Module:
         """See :class:`Testbed`."""
@@ -226,7 +211,7 @@ class Docstrings(Testbed):
         made = self._trained("student", self.plan.student, self.plan.student_recipe)
         return made.requires_grad_(True)
 
-    def student_of(self, sizes: Sizes | SplitSizes) -> nn.Module:
+    def student_of(self, sizes: LlamaSizes | SplitSizes) -> nn.Module:
         """A student of other sizes, fine-tuned as :meth:`student` is, trainable."""
         if sizes == self.plan.student:
             return self.student()
@@ -305,10 +290,10 @@ class Docstrings(Testbed):
         found["rouge_l_lead"] = teacher["rouge_l"] - student["rouge_l"]
         return {**found, "nll_lead": student["nll"] - teacher["nll"]}
 
-    def _trained(self, role: str, sizes: Sizes | SplitSizes, recipe: Training) -> nn.Module:
+    def _trained(self, role: str, sizes: LlamaSizes | SplitSizes, recipe: Training) -> nn.Module:
         return self._kept(role, self._content(role), sizes, recipe)
 
-    def _kept(self, role: str, content: dict[str, Any], sizes: Sizes | SplitSizes, recipe: Training) -> nn.Module:
+    def _kept(self, role: str, content: dict[str, Any], sizes: LlamaSizes | SplitSizes, recipe: Training) -> nn.Module:
         return kept_weights(
             f"{self.name}-{role}",
             content,

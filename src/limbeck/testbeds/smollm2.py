@@ -59,7 +59,13 @@ class SmolLM2(Testbed):
     """See the module. ``input`` has the columns of :class:`~limbeck.language.Sequences`; no targets."""
 
     name = "smollm2"
-    regimes = {"plain": Regime("three of 30 layers learn from the whole on 240 sentences", layers=(0, 14, 29))}
+    regimes = {
+        "plain": Regime("three of 30 layers learn from the whole on 240 sentences", layers=(0, 14, 29)),
+        "context": Regime(
+            "long sentences: 40 tokens are context, 10 are what follows; two layers as a small reader",
+            layers=(0, 1), train=200, test=40, prompt=40, answer=10,
+        ),
+    }  # fmt: skip
 
     def __init__(self, regime: str = "plain", size: Size = "full") -> None:
         super().__init__(regime, size)

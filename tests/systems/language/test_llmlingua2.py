@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from limbeck.data.word_spans import split_spans
 from limbeck.engine.optimizer import OptimizerSettings
@@ -19,7 +20,6 @@ from limbeck.models.word_pieces import word_pieces
 from limbeck.systems.language.llmlingua2.experiment import EXPERIMENTS, HumanTeacher, SaliencyTeacher
 from limbeck.systems.language.llmlingua2.method import LLMLingua2, Recipe
 
-transformers = pytest.importorskip("transformers")
 # What a word means for the label depends on the word before it.
 TEXTS = [f"keep {a} and drop {b} now" for a in "abcdef" for b in "abcdef" if a != b]
 SHORT = {text: f"keep {text.split()[1]} now" for text in TEXTS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,13 +121,13 @@ class CompressionExperiment(Experiment):
         return {}
 
     @property
+    @abstractmethod
     def texts(self) -> Split:
         """What students are trained on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def teacher(self, plan: Trained, seed: int) -> Compressor:
         """Who compresses them."""
-        raise NotImplementedError
 
     def about(self, method: LLMLingua2) -> dict[str, float]:
         """What annotation and filter made of the training texts."""

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from limbeck.errors import UserError
-from limbeck.models.tokens import begins_word, byte_letters, special_ids, token_bytes, token_kind, vocabulary_size
+from limbeck.tokens import begins_word, byte_letters, special_ids, token_bytes, token_kind, vocabulary_size
 from tests.models.tiny import byte_tokenizer, full_byte_tokenizer, piece_tokenizer, word_tokenizer
 
 

@@ -1,0 +1,1 @@
+"""MEND: demonstrations distilled into a few vectors, once for all tasks."""
