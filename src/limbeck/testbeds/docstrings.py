@@ -124,9 +124,9 @@ class Docstrings(Testbed):
             teacher=LlamaSizes(128, 4, 4),
             student=SplitSizes(64, 4, 2, 4, 2),
             teacher_recipe=Training(steps=600, prompt_weight=0.5),
-            student_recipe=Training(steps=300, learning_rate=3e-3),
+            student_recipe=Training(steps=250, learning_rate=3e-3),
             bounds={"teacher_rouge_l": (0.2, 0.9), "nll_lead": (0.1, 5.0), "teacher_ended": (0.8, 1.0)},
-            prompt=64, answer=20,
+            prompt=64, answer=20, test=800,
         ),
     }  # fmt: skip
 
