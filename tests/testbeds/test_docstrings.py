@@ -6,7 +6,8 @@ import torch
 from limbeck import testbeds
 from limbeck.language import Sequences
 from limbeck.testbeds.code_corpus import Function
-from limbeck.testbeds.docstrings import END, SEPARATOR, START, words_of
+from limbeck.testbeds.docstrings import words_of
+from limbeck.testbeds.text_pairs import END, SEPARATOR, START, SplitSizes
 
 
 def test_words_of_a_function() -> None:
@@ -49,7 +50,6 @@ def test_no_file_is_in_two_splits() -> None:
 def test_the_long_regime_has_encoder_decoders_and_their_twins() -> None:
     from limbeck.language import without_answers
     from limbeck.models.encoder_decoder import core_parameters
-    from limbeck.testbeds.docstrings import SplitSizes
 
     bed = testbeds.load("docstrings:long", "smoke")
     student = bed.student()

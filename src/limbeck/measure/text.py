@@ -36,6 +36,13 @@ def token_f1(candidates: Sequence[str], references: Sequence[str]) -> list[float
     return found
 
 
+def exact_match(candidates: Sequence[str], references: Sequence[str]) -> list[float]:
+    """1 for every candidate of the very words of its reference, else 0. Words as in :func:`rouge_l`."""
+    if len(candidates) != len(references):
+        raise UserError("candidates", len(candidates), f"one per reference, {len(references)}")
+    return [float(ours.lower().split() == wanted.lower().split()) for ours, wanted in zip(candidates, references)]
+
+
 def distinct_n(texts: Iterable[str], n: int = 2) -> float:
     """Share of different n-grams of words among all of them (Li et al., 2016); 0 where there is none.
 

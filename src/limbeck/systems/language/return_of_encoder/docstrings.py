@@ -13,19 +13,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from limbeck import testbeds
 from limbeck.data.loaders import TensorLoader
 from limbeck.engine import OptimizerSettings, fit
 from limbeck.experiment import Arm, Experiment, Outcome
+from limbeck.experiment.text_pictures import kept_words
 from limbeck.language import DataText, OnPolicy, StoredText, Writer
-from limbeck.measure.text import token_f1
+from limbeck.measure.text import exact_match, token_f1
 from limbeck.models.encoder_decoder import core_parameters
 from limbeck.objectives import CrossEntropy
-from limbeck.testbeds.docstrings import SplitSizes
+from limbeck.testbeds.text_pairs import SplitSizes
 
-from .claims import MAIN, SHORT
+from .claims import GLOSSES, MAIN
 from .method import TEMPERATURE, TOP_K, return_of_encoder
 
 
@@ -125,7 +127,8 @@ class Docstrings(Experiment):
         student = distiller.finish()
         curves = {name: history.curve(name)["y"] for name in history.names() if name != "loss"}
         cost = {"training_seconds": seconds, "core_parameters": float(core_parameters(student))}
-        return Outcome(self.assess(student, self.bed.splits().test), curves, cost)
+        test = self.bed.splits().test
+        return Outcome(self.assess(student, test), curves, cost, pictures=self.drawn(arm, seed, student, test))
 
     def writer(self, way: Way, decoding: Any) -> Writer:
         """Whose text the teacher is read on."""
@@ -137,19 +140,32 @@ class Docstrings(Experiment):
         return made[way.text]()
 
     def assess(self, model: nn.Module, split: Any) -> dict[str, float]:
-        """ROUGE-L, token F1 and end of greedy answers; ``nll`` per token of the true ones (its exponential is the
-        perplexity)."""
+        """ROUGE-L, token F1, exact matches and end of greedy answers; ``nll`` per token of the true ones (its
+        exponential is the perplexity)."""
         greedy, wanted = self.bed.write(model, split), self.bed.references(split)
         found: dict[str, float] = self.bed.judge(greedy, wanted)
-        overlap = token_f1(self.bed.text(greedy), wanted)
-        return {**found, "token_f1": sum(overlap) / len(overlap), "nll": self.bed.nll(model, split)}
+        texts = self.bed.text(greedy)
+        scores = {"token_f1": token_f1(texts, wanted), "exact_match": exact_match(texts, wanted)}
+        means = {name: sum(each) / len(each) for name, each in scores.items()}
+        return {**found, **means, "nll": self.bed.nll(model, split)}
+
+    def drawn(self, arm: str, seed: int, student: nn.Module, split: Any) -> dict[str, str]:
+        """Some answers of three arms, the words of the true ones marked."""
+        if seed or arm not in ("none", "kd", "decoder-kd"):
+            return {}
+        few = split.subset(torch.arange(8))
+        answers = [text.split() or ["(nothing)"] for text in self.bed.text(self.bed.write(student, few))]
+        wanted = [set(text.split()) for text in self.bed.references(few)]
+        marked = [(words, [word in truth for word in words]) for words, truth in zip(answers, wanted)]
+        return {"Answers to the first eight test prompts; marked are words of the true answers": kept_words(marked)}
 
 
-class Short(Docstrings):
-    """The contrast: prompts of 24 tokens, hardly longer than the answers."""
+class Glosses(Docstrings):
+    """The contrast, a symmetric task: a dictionary's words for a thing, and its field with two more general words."""
 
-    name = "short"
-    title = "A function's first words in, one sentence out"
-    testbed = "docstrings:plain"
+    name = "glosses"
+    title = "A short gloss in, three short tags out"
+    testbed = "glosses"
+    metric = "exact_match"
     arms = CORE
-    claims = SHORT
+    claims = GLOSSES

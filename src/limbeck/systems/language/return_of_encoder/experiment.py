@@ -1,10 +1,10 @@
-"""The experiments of return-of-encoder: a long input, a short one, and what an answer costs."""
+"""The experiments of return-of-encoder: a long input with a short answer, a short one, and what an answer costs."""
 
 from __future__ import annotations
 
 from limbeck.experiment import Experiment
 
 from .cost import Cost
-from .docstrings import Docstrings, Short
+from .docstrings import Docstrings, Glosses
 
-EXPERIMENTS: dict[str, type[Experiment]] = {"docstrings": Docstrings, "short": Short, "cost": Cost}
+EXPERIMENTS: dict[str, type[Experiment]] = {"docstrings": Docstrings, "glosses": Glosses, "cost": Cost}
