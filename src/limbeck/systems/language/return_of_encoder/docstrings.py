@@ -51,7 +51,7 @@ class Way:
 
 
 CE, OFF = Way("data", 0.0), Way("data")
-CORE = {
+ARMS = {
     "none": Arm(CE, "encoder-decoder, further cross-entropy on the true answers", "none"),
     "kd": Arm(Way(), "encoder-decoder, KL on its own samples and cross-entropy, alpha 0.9"),
     "kd-data": Arm(OFF, "encoder-decoder, KL on the true answers", "rival"),
@@ -59,9 +59,6 @@ CORE = {
     "decoder-none": Arm(Way("data", 0.0, joined=True), "decoder-only of equal size, cross-entropy", "rival"),
     "decoder-kd": Arm(Way(joined=True), "decoder-only of equal size, KL on its own samples", "rival"),
     "untrained-teacher": Arm(Way(trained=False), "as kd, of a teacher that knows nothing", "control"),
-}
-ARMS = {
-    **CORE,
     "split-1+5": Arm(Way(split=(1, 5)), "as kd, 1 encoder and 5 decoder layers", "ablation"),
     "split-3+3": Arm(Way(split=(3, 3)), "as kd, 3 encoder and 3 decoder layers", "ablation"),
     "split-5+1": Arm(Way(split=(5, 1)), "as kd, 5 encoder layers and 1 decoder layer", "ablation"),
@@ -167,5 +164,4 @@ class Glosses(Docstrings):
     title = "A short gloss in, three short tags out"
     testbed = "glosses"
     metric = "exact_match"
-    arms = CORE
     claims = GLOSSES
