@@ -19,7 +19,7 @@ from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split, Splits
 from limbeck.data.store import cache_folder, content_hash, locked, written_aside
 from limbeck.data.views import view_seeds
-from limbeck.errors import require
+from limbeck.errors import UserError, require
 from limbeck.language import Decoding, Sequences, answer_logits, without_answers
 from limbeck.losses import cross_entropy
 from limbeck.measure.text import rouge_l
@@ -73,6 +73,7 @@ class Regime:
         prompt, answer: longest prompt and answer in tokens; longer code is cut, longer docstrings are left out.
         train, validation, test: pairs, of different source files, before those with long answers are left out.
         pool: training pairs that experiments distil on.
+        begins: regime of the same texts whose teacher this one's goes on from, so that it need not learn to read anew.
         bounds: of the gate.
     """
 
@@ -89,6 +90,7 @@ class Regime:
     validation: int = 400
     test: int = 400
     pool: int = 4000
+    begins: str | None = None
 
 
 class TextPairs(Testbed):
@@ -270,14 +272,28 @@ class TextPairs(Testbed):
         return kept_weights(
             f"{self.name}-{role}",
             content,
-            build=lambda: self.network(sizes, recipe.seed),
+            build=lambda: self._begun(role, sizes, recipe.seed),
             make=lambda model: finetune(model, self.splits().train, recipe),
         )
 
     def _content(self, role: str) -> dict[str, Any]:
         plan = self.plan
         sizes, recipe = getattr(plan, role), getattr(plan, f"{role}_recipe")
-        return {**self._origin, "sizes": asdict(sizes), "recipe": asdict(recipe)}
+        content = {**self._origin, "sizes": asdict(sizes), "recipe": asdict(recipe)}
+        before = self._before(role)
+        return content if before is None else {**content, "begins": before._content(role)}
+
+    def _begun(self, role: str, sizes: LlamaSizes | SplitSizes, seed: int) -> nn.Module:
+        made, before = self.network(sizes, seed), self._before(role)
+        if before is not None:
+            if before.tokenizer.to_str() != self.tokenizer.to_str():
+                raise UserError("begins", self.plan.begins, "a regime of the same vocabulary")
+            made.load_state_dict(before.teacher().state_dict())
+        return made
+
+    def _before(self, role: str) -> TextPairs | None:
+        begins = self.plan.begins
+        return type(self)(begins, self.size) if begins and role == "teacher" else None
 
     def _split_network(self, sizes: SplitSizes) -> nn.Module:
         require("transformers", "language")
