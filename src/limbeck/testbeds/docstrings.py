@@ -42,7 +42,7 @@ class Docstrings(TextPairs):
             },
         ),
         "long": Regime(
-            "long code, short answers: the plain teacher, taught to read on; an encoder-decoder of 4 and 2 narrow layers",
+            "long code, short answers: the plain teacher, taught to read on, an encoder-decoder of 4 + 2 narrow layers",
             teacher=LlamaSizes(128, 4, 4),
             student=SplitSizes(64, 4, 2, 4, 2),
             teacher_recipe=Training(steps=200, learning_rate=1e-3, prompt_weight=0.5),
