@@ -10,6 +10,7 @@ HOME = Path(__file__).parent
 SCRIPTS = (
     "training_step",
     "cached_training",
+    "cached_language_model",
     "cache_frontier",
     "vocabulary_loss",
     "torchdistill_loop",

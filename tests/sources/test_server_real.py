@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tools.llama_server import NAME, free_port, llama
 
 from limbeck.cache import write_cache
 from limbeck.data.artefacts import fetch
@@ -17,7 +18,6 @@ from limbeck.models.gguf import unpacked_gguf
 from limbeck.servers import ServerGone
 from limbeck.signals import SparseLogits
 from limbeck.sources import Cached, Server
-from tests.servers.real import NAME, free_port, llama
 
 pytestmark = pytest.mark.slow
 TALK = [("<|im_start|>user\nWhere is Paris?", " In France.<|im_end|>"), ("The grep command", " prints lines")]

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,7 @@ class CacheWriter:
             integers and booleans are always stored ``exact``.
         shard_rows: samples per shard, which is what a kill may cost.
         shard_bytes: a shard is closed earlier when it holds this many bytes.
+        shard_seconds: and when its first row has waited so long: what a kill may cost where the teacher is slow.
         ragged: signals ``[B, L, ...]`` with positions of their own per sample; only those that the mask
             counts are stored.
         part: number of this writer, and of how many, where several write one cache side by side: each in a folder of
@@ -68,6 +70,7 @@ class CacheWriter:
         shard_rows: int = 4096,
         *,
         shard_bytes: int = 256 * 2**20,
+        shard_seconds: float = 60.0,
         ragged: Collection[str] = (),
         part: tuple[int, int] | None = None,
         alone: bool = False,
@@ -87,8 +90,9 @@ class CacheWriter:
         self.folder = self.place.folder
         self.ragged = frozenset(ragged)
         self.wanted = Wanted(self.folder, dict(fingerprint), codecs)
-        self._shard_rows, self._shard_bytes = shard_rows, shard_bytes
+        self._shard_rows, self._shard_bytes, self._shard_seconds = shard_rows, shard_bytes, shard_seconds
         self._pending: list[Rows] = []
+        self._since = 0.0
         self._failed, self._process = False, os.getpid()
         root.make()
         refuse_foreign(root)
@@ -152,11 +156,14 @@ class CacheWriter:
             for stream, counting in spec.open().streams.items()
         }
         rows = Rows.of(keys[fresh], seeds[fresh], parts, lengths, {n for n in specs if specs[n].ragged}, streams)
+        if not self._pending:
+            self._since = time.monotonic()
         self._pending.append(rows)
         self._done.add(keys[fresh], seeds[fresh])
         while sum(len(rows) for rows in self._pending) >= self._shard_rows:
             self._write_shard(self._shard_rows)
-        if sum(rows.bytes for rows in self._pending) >= self._shard_bytes:
+        waited = time.monotonic() - self._since
+        if sum(rows.bytes for rows in self._pending) >= self._shard_bytes or waited >= self._shard_seconds:
             self.flush()
         return int(fresh.sum())
 
@@ -277,7 +284,7 @@ class CacheWriter:
         tensors = Rows.tensors(taken, bool(self.manifest.views))
         content = safetensors.torch.save(tensors, {"format": "limbeck-cache"})
         self._enter(content, sum(map(len, taken)))
-        self._pending = rest
+        self._pending, self._since = rest, time.monotonic()
 
     def _enter(self, content: bytes, rows: int) -> None:
         """Write a shard and enter it into the manifest."""

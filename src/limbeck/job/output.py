@@ -121,8 +121,9 @@ def result_of(
     exports: list[dict[str, Any]],
     fingerprint: str,
     seconds: float,
+    training_seconds: float,
 ) -> dict[str, Any]:
-    """Everything about a run as plain values."""
+    """Everything about a run as plain values; seconds are of the whole, and of the student's training alone."""
     return {
         "title": f"{plan.teacher.reference} to {plan.student.reference}",
         "task": plan.task,
@@ -137,6 +138,7 @@ def result_of(
             "student": plan.student.describe(),
             "data": plan.data.describe(),
             "seconds": round(seconds, 1),
+            "training seconds": round(training_seconds, 1),
             **{f"{name} hash": value for name, value in plan.data.fingerprint.items()},
             **environment(),
         },

@@ -104,8 +104,11 @@ class Plan:
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
-        read = math.ceil(len(self.data.splits.train) / self.read_at_once) - self.drops_last
-        return self.epochs * math.ceil(read / self.settings.accumulate)
+        return self.steps_of(math.ceil(len(self.data.splits.train) / self.read_at_once) - self.drops_last)
+
+    def steps_of(self, batches: int) -> int:
+        """Optimiser steps of a whole training whose loader gives so many ``batches`` in an epoch."""
+        return self.settings.steps or self.epochs * math.ceil(batches / self.settings.accumulate)
 
     @property
     def validates(self) -> bool:
@@ -165,7 +168,11 @@ def make_plan(settings: Settings) -> Plan:
             hint = "this objective compares the samples of a step with each other"
             raise UserError("accumulate", settings.accumulate, "1", hint)
         choose.note("accumulate", [f"a step reads its samples in {settings.accumulate} parts"])
-    epochs = choose("epochs", settings.epochs, choices.epochs, len(data.splits.train), student)
+    if settings.steps is None:
+        epochs = choose("epochs", settings.epochs, choices.epochs, len(data.splits.train), student)
+    else:
+        epochs = math.ceil(settings.steps * batch_size / len(data.splits.train))
+        choose.note("steps", [f"{settings.steps}, as given: {epochs} epochs or a part of them"])
     augment = False
     if data.modality != "text" or settings.augment or settings.views:
         augment = choose("augment", _checked_augment(settings, data, teacher, student), choices.augmentation)

@@ -92,7 +92,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, Any]:
     plan.student.save(output.fresh_folder(out / "student"))
     exports = _export(plan, out, progress)
     pictures = {"curves": _curves(plan, history, baseline), "reliability": reliability}
-    result = output.result_of(plan, models, pictures, exports, fingerprint, time.time() - started)
+    result = output.result_of(plan, models, pictures, exports, fingerprint, time.time() - started, history.seconds)
     output.write_result(out, plan, result)
     output.show_result(result, out, progress)
     return result

@@ -33,6 +33,7 @@ class Settings:
         teacher_taps: the same for the teacher.
         columns: columns of a table, such as text=body,label=stars.
         epochs: passes over the training data.
+        steps: optimiser steps, in the place of epochs.
         batch_size: samples per step.
         accumulate: parts that a step's samples are read in, one after the other: less memory, the same step.
         lr: learning rate at its height.
@@ -80,6 +81,7 @@ class Settings:
     teacher_taps: dict[str, str] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     epochs: int | None = None
+    steps: int | None = None
     batch_size: int | None = None
     accumulate: int = 1
     lr: float | None = None
@@ -128,7 +130,9 @@ class Settings:
         if self.task not in (None, "causal-lm") and (self.text != "data" or self.decoding):
             key = "text" if self.text != "data" else "decoding"
             raise UserError(key, getattr(self, key), "nothing, for this task", "only language models write texts")
-        for key in ("epochs", "batch_size", "accumulate", "views", "max_length", "devices", "answers"):
+        if self.epochs is not None and self.steps is not None:
+            raise UserError("steps", f"{self.steps}, with {self.epochs} epochs", "one of the two")
+        for key in ("epochs", "steps", "batch_size", "accumulate", "views", "max_length", "devices", "answers"):
             least = 0 if key == "answers" else 1
             value = getattr(self, key)
             if value is not None and value < least:

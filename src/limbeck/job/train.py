@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -247,13 +246,14 @@ def _fit(
         return fit(
             distiller,
             loader,
-            epochs=plan.epochs,
+            epochs=plan.epochs if settings.steps is None else None,
+            steps=settings.steps,
             validate=validation(plan) if plan.validates else None,
             out=out,
             resume=settings.resume,
             select=primary if settings.select == "best" else None,
             select_higher=higher,
-            progress=progress.callback(title, plan.epochs * math.ceil(len(loader) / settings.accumulate)),
+            progress=progress.callback(title, plan.steps_of(len(loader))),
             logger=trackers(settings.logger, out),
             **trainer_settings(plan),
         )
