@@ -27,7 +27,7 @@ from limbeck.models.encoder_decoder import core_parameters
 from limbeck.objectives import CrossEntropy
 from limbeck.testbeds.text_pairs import SplitSizes
 
-from .claims import GLOSSES, MAIN
+from .claims import BOTH, GLOSSES, MAIN, SWEEP
 from .method import TEMPERATURE, TOP_K, return_of_encoder
 
 
@@ -59,12 +59,16 @@ ARMS = {
     "decoder-none": Arm(Way("data", 0.0, joined=True), "decoder-only of equal size, cross-entropy", "rival"),
     "decoder-kd": Arm(Way(joined=True), "decoder-only of equal size, KL on its own samples", "rival"),
     "untrained-teacher": Arm(Way(trained=False), "as kd, of a teacher that knows nothing", "control"),
-    "split-1+5": Arm(Way(split=(1, 5)), "as kd, 1 encoder and 5 decoder layers", "ablation"),
-    "split-3+3": Arm(Way(split=(3, 3)), "as kd, 3 encoder and 3 decoder layers", "ablation"),
-    "split-5+1": Arm(Way(split=(5, 1)), "as kd, 5 encoder layers and 1 decoder layer", "ablation"),
     "alpha-0.5": Arm(Way(alpha=0.5), "as kd, alpha 0.5", "ablation"),
     "alpha-1.0": Arm(Way(alpha=1.0), "as kd, alpha 1: no cross-entropy", "ablation"),
     "released": Arm(Way(reduction="released"), "as kd, the KL averaged over padding too", "ablation"),
+}
+SPLITS = {
+    "none": ARMS["none"],
+    "kd": ARMS["kd"],
+    "kd-1+5": Arm(Way(split=(1, 5)), "as kd, 1 encoder and 5 decoder layers", "ablation"),
+    "kd-3+3": Arm(Way(split=(3, 3)), "as kd, 3 encoder and 3 decoder layers", "rival"),
+    "kd-5+1": Arm(Way(split=(5, 1)), "as kd, 5 encoder layers and 1 decoder layer", "ablation"),
 }
 
 
@@ -72,8 +76,8 @@ class Docstrings(Experiment):
     """See the module."""
 
     name = "docstrings"
-    title = "Long code in, one sentence out"
-    testbed = "docstrings:long"
+    title = "A function's first words in, one sentence out"
+    testbed = "docstrings:plain"
     metric = "rouge_l"
     arms = ARMS
     claims = MAIN
@@ -155,6 +159,24 @@ class Docstrings(Experiment):
         wanted = [set(text.split()) for text in self.bed.references(few)]
         marked = [(words, [word in truth for word in words]) for words, truth in zip(answers, wanted)]
         return {"Answers to the first eight test prompts; marked are words of the true answers": kept_words(marked)}
+
+
+class Splits(Docstrings):
+    """How many of six layers read."""
+
+    name = "splits"
+    title = "Layers of the encoder and of the decoder"
+    arms = SPLITS
+    claims = SWEEP
+
+
+class Long(Docstrings):
+    """More of the code in: up to 64 tokens, four times as long as the answers."""
+
+    name = "long"
+    title = "Long code in, one sentence out"
+    testbed = "docstrings:long"
+    claims = BOTH
 
 
 class Glosses(Docstrings):
