@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	  apt-get update -q && apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[language,diffusion,graphs,control,export,many]' --group dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[language,diffusion,graphs,control,export,many,quantised]' --group dev
 	# timm asks for torchvision, which has no build for this torch; limbeck.models.timm does without it.
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps timm
 	touch $@

@@ -91,7 +91,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["cache", "merge", "nowhere"], "a cache with parts, or other caches"),
         (["distill"], "teacher: given an empty value"),
         ([*JOB, "stray"], "command line: given stray"),
-        ([*JOB, "--epoch", "3"], "option of limbeck distill: given epoch; allowed: 45 names, the nearest are epochs"),
+        ([*JOB, "--epoch", "3"], "option of limbeck distill: given epoch; allowed: 46 names, the nearest are epochs"),
         ([*JOB, "--epochs"], "epochs: given an empty value; allowed: a value"),
         ([*JOB, "--epochs", "three"], "epochs: given three; allowed: a whole number"),
         ([*JOB, "--epochs", "0"], "epochs: given 0; allowed: 1 or more"),
@@ -155,7 +155,7 @@ def test_a_file_of_settings_and_options_that_overrule_it(job: list[Settings], tm
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("epoch: 3\n", "given epoch; allowed: 43 names, the nearest are epochs"),
+        ("epoch: 3\n", "given epoch; allowed: 44 names, the nearest are epochs"),
         ("epochs: three\n", "epochs: given three; allowed: a whole number"),
         ("- epochs\n", "allowed: lines of KEY: VALUE; the file holds a list"),
         ("", "the file holds nothing"),

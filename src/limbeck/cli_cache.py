@@ -31,7 +31,7 @@ def cache(
     """Ask a teacher about every training sample once and keep its signals on disk; or look after such a cache.
 
     Args:
-        teacher: hf:, timm:, pt2: or py: reference.
+        teacher: hf:, timm:, pt2: or py: reference, or server:URL,model=NAME,tokenizer=hf:STUDENT.
         data: folder:, parquet:, csv:, jsonl:, hf:, testbed: or py: reference.
         out: folder of the cache; a cache that was cut goes on. For recode, of the new one.
         task: classification, regression, embedding, features or causal-lm.

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy
 import pytest
@@ -13,26 +11,6 @@ from limbeck.cache import CacheReader, CacheWriter, Manifest, codec, recode
 from limbeck.cache.vectors import WORDS, ProductQuantizer
 from limbeck.errors import MissingExtra, UserError
 from tests.cache.helpers import PARTS
-
-
-class Drawn:
-    """What the codec asks of faiss: words are vectors of the batch, drawn evenly, instead of means."""
-
-    def __init__(self, width: int, parts: int, bits: int) -> None:
-        self.width, self.parts, self.cp = width, parts, SimpleNamespace()
-        assert bits == 8
-
-    def train(self, rows: Any) -> None:
-        assert rows.dtype == numpy.float32
-        assert rows.flags["C_CONTIGUOUS"]
-        chosen = rows[numpy.linspace(0, len(rows) - 1, WORDS).astype(int)]
-        self.centroids = chosen.reshape(WORDS, self.parts, -1).transpose(1, 0, 2).ravel()
-
-
-@pytest.fixture
-def faiss(monkeypatch: pytest.MonkeyPatch) -> None:
-    stub = SimpleNamespace(ProductQuantizer=Drawn, vector_to_array=lambda array: array)
-    monkeypatch.setitem(sys.modules, "faiss", stub)  # type: ignore[arg-type]
 
 
 def clustered(count: int, width: int = 12) -> torch.Tensor:
@@ -61,7 +39,6 @@ def test_every_part_is_its_nearest_word() -> None:
     assert chosen.decode(chosen.encode(value[:0]), (2, 12)).shape == (0, 2, 12)
 
 
-@pytest.mark.usefixtures("faiss")
 def test_the_first_batch_teaches_the_codebook_and_later_writers_and_readers_have_it(tmp_path: Path) -> None:
     value, ids = clustered(700), torch.arange(700)
     with CacheWriter(tmp_path, PARTS, {"embedding": "pq:4"}, 100) as writer:
@@ -82,7 +59,20 @@ def test_the_first_batch_teaches_the_codebook_and_later_writers_and_readers_have
     assert stored < 700 * (4 + 8) + 8 * 400
 
 
-@pytest.mark.usefixtures("faiss")
+def test_codes_and_vectors_are_those_of_faiss() -> None:
+    import faiss
+
+    value = clustered(900)
+    chosen = ProductQuantizer(4)
+    book = chosen.learn(value)
+    theirs = faiss.ProductQuantizer(12, 4, 8)
+    faiss.copy_array_to_vector(book.float().numpy().ravel(), theirs.centroids)
+    codes = chosen.encode(value)
+    assert numpy.array_equal(codes["value"].numpy(), theirs.compute_codes(value.numpy()))
+    decoded = chosen.decode(codes, (12,)).numpy()
+    numpy.testing.assert_allclose(decoded, theirs.decode(codes["value"].numpy()))
+
+
 def test_ragged_hidden_states_learn_from_counted_positions(tmp_path: Path) -> None:
     hidden, mask = clustered(1200).reshape(100, 12, 12), torch.arange(12) < (torch.arange(100) % 13).unsqueeze(1)
     hidden[~mask] = torch.nan
@@ -96,7 +86,6 @@ def test_ragged_hidden_states_learn_from_counted_positions(tmp_path: Path) -> No
     assert torch.equal(again, read)
 
 
-@pytest.mark.usefixtures("faiss")
 def test_what_cannot_be_learnt_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pq:5.*divides the width, 12"):
         ProductQuantizer(5).learn(clustered(300))

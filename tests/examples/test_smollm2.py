@@ -49,9 +49,7 @@ def test_arms_end_in_one_table(example: ModuleType, tmp_path: Path) -> None:
 
     found = example.record(tmp_path / "out", arms)
     assert list(found["models"]) == ["teacher", "as cut", *example.ARMS]
-    assert {"perplexity", "kl", "agreement", "rouge_l", "tokens_per_second", "bytes"} <= set(
-        found["models"]["cached"]
-    )
+    assert {"perplexity", "kl", "agreement", "rouge_l", "tokens_per_second", "bytes"} <= set(found["models"]["cached"])
     for arm in found["arms"].values():
         assert arm["manifest"]["training seconds"] > 0
     (reason,) = [line["reason"] for line in found["arms"]["cached"]["plan"] if line["key"] == "steps"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.job.helpers import Job
 from tests.models.tiny import save_chat_llama
 
 WORDS = ["good", "great", "fine", "lovely", "bad", "awful", "poor", "sad", "film", "book", "tale", "plot"]
@@ -109,6 +110,12 @@ def chat_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"messages": turns, "by": "ab"[number % 2]})
     pq.write_table(pa.Table.from_pylist(rows), path)
     return path
+
+
+@pytest.fixture
+def job(chat_model: Path, chat_table: Path) -> Job:
+    """Half of the layers taught by the whole."""
+    return f"hf:{chat_model}", "slice:layers=even:2", f"parquet:{chat_table}"
 
 
 @pytest.fixture

@@ -23,10 +23,9 @@ from limbeck.job.teacher_texts import write_teacher_texts
 from limbeck.job.teachers import teaching
 from limbeck.job.train import cached_teacher, distiller_of, loader_of, train_student
 from limbeck.language import Sequences
+from tests.job.helpers import COMMON, Job, plan_of
 from tests.models.tiny import chat_tokenizer, save_chat_llama
 
-COMMON: dict[str, Any] = {"task": "causal-lm", "batch_size": 8, "epochs": 1, "max_length": 80, "seed": 1}
-PLAIN = {"precision": "32-true", "teacher_precision": "float32"}
 ALIGNED = "0.5 * cross_entropy + likelihood_matching(temperature=10) + universal_logit_distance"
 TOLD = 'likelihood_matching(temperature=10, teacher="log_probs")'
 
@@ -38,21 +37,12 @@ def fine_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def given(chat_model: Path, fine_model: Path, chat_table: Path) -> tuple[str, str, str]:
+def given(chat_model: Path, fine_model: Path, chat_table: Path) -> Job:
     return f"hf:{chat_model}", f"hf:{fine_model}", f"parquet:{chat_table}"
 
 
-@pytest.fixture
-def same(chat_model: Path, chat_table: Path) -> tuple[str, str, str]:
-    return f"hf:{chat_model}", "slice:layers=even:2", f"parquet:{chat_table}"
-
-
-def plan_of(given: tuple[str, str, str], **options: Any) -> Plan:
-    return make_plan(Settings(*given, "unused", **{**COMMON, **PLAIN, **options}))
-
-
 @pytest.mark.usefixtures("quick")
-def test_a_student_learns_from_a_teacher_of_another_tokenizer(given: tuple[str, str, str], tmp_path: Path) -> None:
+def test_a_student_learns_from_a_teacher_of_another_tokenizer(given: Job, tmp_path: Path) -> None:
     options = {**COMMON, "epochs": 4, "answers": 2, "decoding": {"length": 4}, "quiet": True, "baseline": "untrained"}
     result = limbeck.distill(*given, tmp_path / "out", objective=ALIGNED, **options)
     said = " ".join(choice["reason"] for choice in result["plan"])
@@ -70,7 +60,7 @@ def test_a_student_learns_from_a_teacher_of_another_tokenizer(given: tuple[str, 
     assert "bits per byte" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_the_teacher_reads_its_own_template_and_the_same_answer(given: tuple[str, str, str]) -> None:
+def test_the_teacher_reads_its_own_template_and_the_same_answer(given: Job) -> None:
     plan = plan_of(given, objective=ALIGNED)
     language = plan.language
     assert language is not None
@@ -87,7 +77,7 @@ def test_the_teacher_reads_its_own_template_and_the_same_answer(given: tuple[str
             assert whole[0] == whole[1]
 
 
-def test_bits_per_byte_are_of_the_same_text(given: tuple[str, str, str]) -> None:
+def test_bits_per_byte_are_of_the_same_text(given: Job) -> None:
     plan = plan_of(given, objective=ALIGNED)
     language, uniform = plan.language, {}
     assert language is not None
@@ -107,9 +97,7 @@ def test_bits_per_byte_are_of_the_same_text(given: tuple[str, str, str]) -> None
 
 
 @pytest.mark.parametrize(("objective", "codec"), [(TOLD, None), ("universal_logit_distance", "topk:300:float32")])
-def test_a_cache_of_the_teachers_own_tokens(
-    given: tuple[str, str, str], tmp_path: Path, objective: str, codec: str | None
-) -> None:
+def test_a_cache_of_the_teachers_own_tokens(given: Job, tmp_path: Path, objective: str, codec: str | None) -> None:
     if codec is not None:
         codec = codec.replace("300", str(len(plan_of(given, objective=objective).teacher.tokenizer)))
     plan = plan_of(given, objective=objective, signals="cache", codec=codec)
@@ -140,12 +128,12 @@ def test_a_cache_of_the_teachers_own_tokens(
         ({"objective": ALIGNED, "text": "teacher"}, "text: given teacher; allowed: data or student"),
     ],
 )
-def test_refused_across_tokenizers(given: tuple[str, str, str], options: dict[str, Any], message: str) -> None:
+def test_refused_across_tokenizers(given: Job, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan_of(given, **options)
 
 
-def test_the_student_writes_for_a_teacher_of_another_tokenizer(given: tuple[str, str, str]) -> None:
+def test_the_student_writes_for_a_teacher_of_another_tokenizer(given: Job) -> None:
     plan = plan_of(given, objective=TOLD, text="student", decoding={"length": 6}, epochs=3)
     with teaching(plan) as live:
         history = train_student(plan, live, None, Progress(quiet=True))
@@ -154,9 +142,7 @@ def test_the_student_writes_for_a_teacher_of_another_tokenizer(given: tuple[str,
     assert all(math.isfinite(value) and value > 0 for value in values)
 
 
-def test_the_same_tokens_under_other_numbers_are_translated(
-    same: tuple[str, str, str], chat_model: Path, tmp_path: Path
-) -> None:
+def test_the_same_tokens_under_other_numbers_are_translated(job: Job, chat_model: Path, tmp_path: Path) -> None:
     tokenizer = chat_tokenizer()
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     words = [word for word, number in content["model"]["vocab"].items() if number > 2]
@@ -169,17 +155,22 @@ def test_the_same_tokens_under_other_numbers_are_translated(
     )  # fmt: skip
     other.chat_template = tokenizer.chat_template
     student = save_chat_llama(tmp_path / "student", 2, 3, other)
-    plan = plan_of((same[0], f"hf:{student}", same[2]))
+    plan = plan_of((job[0], f"hf:{student}", job[2]))
     assert any("the teacher translates" in choice.reason for choice in plan.choices)
     here = assess(plan, plan.teacher, "test").quality["perplexity"]
-    there = plan_of(same)
+    there = plan_of(job)
     assert here == pytest.approx(assess(there, there.teacher, "test").quality["perplexity"], rel=1e-4)
+
+
+def write(plan: Plan, out: Path) -> None:
+    with teaching(plan) as live:
+        write_teacher_texts(plan, out, live, Progress(quiet=True))
 
 
 @pytest.mark.parametrize("signals", ["live", "cache"])
 @pytest.mark.usefixtures("quick")
 def test_texts_of_the_teacher_are_written_once(
-    same: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: str
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: str
 ) -> None:
     from limbeck.language import generation
 
@@ -198,14 +189,14 @@ def test_texts_of_the_teacher_are_written_once(
     out = tmp_path / "out"
     if signals == "live":
         with pytest.raises(KeyboardInterrupt):
-            limbeck.distill(*same, out, **options)
+            limbeck.distill(*job, out, **options)
         assert len((out / "texts.jsonl").read_text().splitlines()) == 1 + 16
-    result = limbeck.distill(*same, out, **options)
+    result = limbeck.distill(*job, out, **options)
     lines = (out / "texts.jsonl").read_text().splitlines()
-    plan = plan_of(same, text="teacher", decoding={"length": 6})
+    plan = plan_of(job, text="teacher", decoding={"length": 6})
     assert plan.language is not None
     before = asked[0]
-    write_teacher_texts(plan, out, Progress(quiet=True))
+    write(plan, out)
     assert asked[0] == before, "what is there is not written again"
     assert plan.language.written is not None
     assert len(lines) == 1 + len(plan.language.written)
@@ -217,17 +208,17 @@ def test_texts_of_the_teacher_are_written_once(
     assert not (own.shape == written.shape and torch.equal(own, written))
     assert result["models"]["student"]["perplexity"] > 0
     with pytest.raises(UserError, match="texts.jsonl, of another generator"):
-        write_teacher_texts(plan_of(same, text="teacher", decoding={"length": 5}), out, Progress(quiet=True))
-    replaced = plan_of(same, text="teacher(greedy=True)", decoding={"length": 5}, overwrite=True)
-    write_teacher_texts(replaced, out, Progress(quiet=True))
+        write(plan_of(job, text="teacher", decoding={"length": 5}), out)
+    replaced = plan_of(job, text="teacher(greedy=True)", decoding={"length": 5}, overwrite=True)
+    write(replaced, out)
     assert replaced.language is not None
     assert replaced.language.written is not None
 
 
-def test_a_step_in_parts_is_the_same_step(same: tuple[str, str, str]) -> None:
+def test_a_step_in_parts_is_the_same_step(job: Job) -> None:
     weights = []
     for accumulate in (1, 3):
-        plan = plan_of(same, accumulate=accumulate, batch_size=48, epochs=1, lr=0.01)
+        plan = plan_of(job, accumulate=accumulate, batch_size=48, epochs=1, lr=0.01)
         assert plan.steps == 1
         with teaching(plan) as live:
             assert train_student(plan, live, None, Progress(quiet=True)).steps == 1
@@ -235,11 +226,11 @@ def test_a_step_in_parts_is_the_same_step(same: tuple[str, str, str]) -> None:
     torch.testing.assert_close(*weights, rtol=0, atol=2e-5)
 
 
-def test_parts_that_cannot_be(same: tuple[str, str, str], text_table: Path, text_classifier: Path) -> None:
+def test_parts_that_cannot_be(job: Job, text_table: Path, text_classifier: Path) -> None:
     with pytest.raises(UserError, match="accumulate: given 9; allowed: 1 to 8"):
-        plan_of(same, accumulate=9)
+        plan_of(job, accumulate=9)
     with pytest.raises(UserError, match="accumulate: given 0"):
-        Settings(*same, "out", accumulate=0).check()
+        Settings(*job, "out", accumulate=0).check()
     references = f"hf:{text_classifier}", "slice:layers=0", f"csv:{text_table}"
     with pytest.raises(UserError, match="samples of a step with each other"):
         make_plan(Settings(*references, "out", objective="dist", accumulate=2))

@@ -20,6 +20,7 @@ from limbeck.measure import (
     peak_memory,
     state_bytes,
     token_layers,
+    watched_memory,
 )
 
 
@@ -144,6 +145,15 @@ def test_peak_memory_of_a_process_of_its_own():
         peak_memory(fail)
     with pytest.raises(UserError, match="top of a module"):
         peak_memory(lambda: None)
+
+
+def test_peak_memory_of_a_stretch_of_this_process():
+    with watched_memory() as found:
+        allocate(200)
+    with watched_memory() as after:
+        pass
+    assert 195 << 20 <= found[0].growth <= 260 << 20
+    assert after[0].growth < 50 << 20, "an earlier peak is forgotten"
 
 
 def test_token_layers_count_what_runs():

@@ -99,7 +99,8 @@ class Handler(BaseHTTPRequestHandler):
         said: list[Any] = [None]
         for place, row in zip(ids[1:], log_probs(ids, self.server.seed)):
             best = dict.fromkeys([*row.topk(top).indices.tolist(), place])
-            said.append({str(n): {"logprob": float(row[n]), "rank": 1, "decoded_token": "?"} for n in best})
+            decode = self.server.tokenizer.decode
+            said.append({str(n): {"logprob": float(row[n]), "rank": 1, "decoded_token": decode([n])} for n in best})
         return 200, {"choices": [{"text": "x", "prompt_logprobs": None if self.server.mute else said}]}
 
     def sglang(self, body: dict[str, Any]) -> tuple[int, Any]:
@@ -112,10 +113,11 @@ class Handler(BaseHTTPRequestHandler):
                 "output_ids": written["output_ids"],
                 "meta_info": {"finish_reason": reason},
             }
-        own: list[Any] = [[None, ids[0], None]]
+        shown = [self.server.tokenizer.decode([one]) if body.get("return_text_in_logprobs") else None for one in ids]
+        own: list[Any] = [[None, ids[0], shown[0]]]
         tops: list[Any] = [None]
-        for number, row in zip(ids[1:], log_probs(ids, self.server.seed)):
-            own.append([float(row[number]), number, None])
+        for number, text, row in zip(ids[1:], shown[1:], log_probs(ids, self.server.seed)):
+            own.append([float(row[number]), number, text])
             tops.append([[float(row[n]), n, None] for n in row.topk(top).indices.tolist()])
         meta = {"prompt_tokens": len(ids), "input_token_logprobs": own, "input_top_logprobs": tops}
         return 200, {"text": "x", "meta_info": {} if self.server.mute else meta}

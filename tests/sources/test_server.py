@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,22 @@ def test_places_that_the_server_does_not_score_are_an_error() -> None:
         source(server)(batch, ("logits",))
 
 
+def test_places_that_nobody_counts_need_no_score() -> None:
+    talk = "<|start|>What is the capital<|end|><|start|> of France?<|end|><|start|> Paris<|end|>"
+    ids = TEXTS.encode(talk)
+    batch = {**Sequences.pad([ids[:1]], [ids[1:]], pad=0).batch(), "id": torch.tensor([7])}
+    counted = torch.tensor([[one != imitation.tokenizer().bos_token_id for one in ids[1:]]])
+    counted[:, 0] = False
+    with serving("llama-cpp") as server:
+        with pytest.raises(UserError, match="sample 7: given answer token"):
+            source(server)(batch, ("logits",))
+        found = source(server)({**batch, "mask": counted}, ("logits",))["logits"]
+    assert isinstance(found, SparseLogits)
+    kept = (found.values > -3.5) & counted[..., None]
+    assert float((found.values - truth(batch).gather(-1, found.indices))[kept].abs().max()) < 1e-4
+    assert torch.equal(found.values[~counted], torch.full_like(found.values[~counted], -math.log(found.size)))
+
+
 def test_padding_rows_and_few_answers_do_no_harm() -> None:
     batch = text()
     batch["input"]["attention_mask"][1, -batch["target"].shape[1] :] = 0
@@ -177,9 +194,10 @@ def test_a_wrong_server_is_refused_at_once() -> None:
         source(server, patience=0)
 
 
-def test_another_tokenizer_is_refused() -> None:
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "llama-cpp"])
+def test_another_tokenizer_is_refused(kind: str) -> None:
     other = tokenizer("xyzzy plugh " * 9 + imitation.TEXT)
-    with serving("llama-cpp", tokenizer=other) as server, pytest.raises(ServerRefused, match="another tokenizer"):
+    with serving(kind, tokenizer=other) as server, pytest.raises(ServerRefused, match="another tokenizer"):
         source(server, probe="xyzzy plugh xyzzy plugh the cat")
 
 

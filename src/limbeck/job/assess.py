@@ -89,9 +89,9 @@ def _embed(plan: Plan, network: Network, texts: Any) -> Tensor:
     return predict(plan, network, texts, {})["embedding"]
 
 
-def fidelity(plan: Plan, teacher: Assessment, other: Assessment) -> dict[str, float]:
-    """How far a network says what the teacher says, on the test samples."""
-    if plan.language is not None:
+def fidelity(plan: Plan, teacher: Assessment | None, other: Assessment) -> dict[str, float]:
+    """How far a network says what the teacher says, on the test samples; nothing where its weights are not here."""
+    if plan.language is not None or teacher is None:
         return other.fidelity
     if plan.task == "regression":
         teacher_says, says = teacher.signals["logits"], other.signals["logits"]

@@ -15,6 +15,7 @@ from limbeck.engine import OptimizerSettings
 from limbeck.engine.fit import choose_strategy
 from limbeck.errors import UserError, first_line, require
 from limbeck.job.plan import Plan
+from limbeck.job.served import Address, is_served
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import teacher_references, with_head
 from limbeck.job.train import distiller_of, loader_of
@@ -58,6 +59,9 @@ def check_surroundings(settings: Settings) -> None:
 
 def _check_reference(key: str, reference: Any) -> None:
     if not isinstance(reference, str) or reference.startswith("testbed:"):
+        return
+    if key == "teacher" and is_served(reference):
+        Address.parse(reference, key)
         return
     _, rest = split_reference(reference, key)
     path = Path(rest.partition(",")[0]).expanduser()

@@ -47,12 +47,11 @@ def trained_student(plan: Plan, folder: Path) -> Network:
 def measure_again(out: Path, allow_py: bool = False) -> dict[str, Any]:
     """Quality, agreement and cost of teacher and student, measured anew on this machine."""
     plan, student = reopen(out, allow_py)
-    teacher_says, student_says = assess(plan, plan.teacher, "test"), assess(plan, student, "test")
-    cost = costs(plan, {"teacher": plan.teacher, "student": student})
-    models = {
-        "teacher": {**teacher_says.quality, **cost["teacher"]},
-        "student": {**student_says.quality, **fidelity(plan, teacher_says, student_says), **cost["student"]},
-    }
+    networks = {**plan.networks, "student": student}
+    found = {name: assess(plan, network, "test") for name, network in networks.items()}
+    cost = costs(plan, networks)
+    models = {name: {**found[name].quality, **cost[name]} for name in networks}
+    models["student"] |= fidelity(plan, found.get("teacher"), found["student"])
     return {
         "title": f"{out} measured again",
         "task": plan.task,

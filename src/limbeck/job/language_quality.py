@@ -37,7 +37,7 @@ def assess_language(plan: Plan, network: Network, part: str) -> Assessment:
     language = plan.language
     if language is None:
         raise LimbeckError(f"{plan.task}: a plan without texts")
-    teacher = plan.teacher if part == "test" and network is not plan.teacher else None
+    teacher = plan.networks.get("teacher") if part == "test" and network is not plan.teacher else None
     if language.alignment is not None:
         found = assess_aligned(plan, network, part)
         if part == "test" and language.prompts and plan.settings.answers:

@@ -155,7 +155,12 @@ def _alignment(plan: Plan) -> dict[str, Any]:
 
 
 def _notes(plan: Plan, models: dict[str, dict[str, float]]) -> list[str]:
-    """What a reader should not overlook: a teacher that did not help."""
+    """What a reader should not overlook: a teacher that was not measured, or did not help."""
+    away = [f"The teacher is {note}." for note in plan.teacher.notes] if plan.address else []
+    return away + _no_help(plan, models)
+
+
+def _no_help(plan: Plan, models: dict[str, dict[str, float]]) -> list[str]:
     primary, higher = plan.primary
     student, alone = models["student"].get(primary), models.get("student without distillation", {}).get(primary)
     if student is None or alone is None or student == alone or (student > alone) == higher:
@@ -206,16 +211,18 @@ def model_card(plan: Plan, result: dict[str, Any]) -> str:
     """A model card in Markdown."""
     models = result["models"]
     names = list(models)
+    versus = ["against the teacher"] if "teacher" in models else []
     lines = [
         f"# {plan.student.reference}, distilled from {plan.teacher.reference}", "",
         f"Task: {plan.task}. Data: {plan.data.describe()}.", "",
         *_opening(plan),
-        "| measure | " + " | ".join(names) + " | against the teacher |", "|---" * (len(names) + 2) + "|",
+        "| measure | " + " | ".join([*names, *versus]) + " |", "|---" * (len(names) + 1 + len(versus)) + "|",
     ]  # fmt: skip
     for name in models["student"]:
         cells = [format_value(name, models[model].get(name)) for model in names]
-        ratio = against_teacher(name, models["student"].get(name), models["teacher"].get(name))
-        lines.append(f"| {measure(name).label} | " + " | ".join(cells) + f" | {ratio} |")
+        if versus:
+            cells.append(against_teacher(name, models["student"].get(name), models["teacher"].get(name)))
+        lines.append(f"| {measure(name).label} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "## Training",

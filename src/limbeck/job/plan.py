@@ -15,13 +15,15 @@ from limbeck.engine import OptimizerSettings
 from limbeck.errors import UserError
 from limbeck.job import choices
 from limbeck.job.alignment import align, aligned_signals
+from limbeck.job.fitting import check_fit, checked_augment
 from limbeck.job.language import Language, heads_in_chunks, read_language
-from limbeck.job.references import as_data, as_network, as_teachers
+from limbeck.job.references import as_data, as_networks
+from limbeck.job.served import Address, ServedTeacher
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import SignalChoice, check_teachers, language_signals, parse_signals
 from limbeck.language import is_aligned
 from limbeck.models.compare import shared_vocabulary
-from limbeck.models.references import Network, compare_labels, compare_tokenizers
+from limbeck.models.references import Network
 from limbeck.objectives import Objective
 from limbeck.objectives.text import parse_objective
 
@@ -75,6 +77,16 @@ class Plan:
     def teacher(self) -> Network:
         """The first teacher, which students are compared with."""
         return next(iter(self.teachers.values()))
+
+    @property
+    def address(self) -> Address | None:
+        """Of a teacher behind a server; None where its weights are here."""
+        return self.teacher.address if isinstance(self.teacher, ServedTeacher) else None
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """What can be measured: the teacher, where its weights are here, and the student."""
+        return {**({} if self.address else {"teacher": self.teacher}), "student": self.student}
 
     @property
     def cached(self) -> bool:
@@ -133,20 +145,22 @@ def make_plan(settings: Settings) -> Plan:
 
     Everything that can be known to be wrong is refused here, before any long work.
     """
-    settings.check()
+    settings = settings.complete().check()
     choose = _Chooser()
     data = as_data(settings, load_data)
     task = choose("task", settings.task, _task, data)
-    teachers = as_teachers(settings, task, data)
+    teachers, student = as_networks(settings, task, data)
     teacher = next(iter(teachers.values()))
-    labels = data.labels or teacher.labels
-    student = as_network(settings, "student", task, data, teacher=teacher, labels=labels)
+    address = teacher.address if isinstance(teacher, ServedTeacher) else None
+    here = list(teachers.values()) if address is None else []
     choose.note("data", data.notes)
     choose.note("teacher", teacher.notes)
     choose.note("student", [note for note in student.notes if note not in teacher.notes])
     aligned = task == "causal-lm" and settings.objective is not None and is_aligned(parse_objective(settings.objective))
+    if aligned and address:
+        raise UserError("objective", settings.objective, "one on the same tokens", "a server gives no whole logits")
     for one in teachers.values():
-        choose.note("matched", _check_fit(task, one, student, data, aligned))
+        choose.note("matched", check_fit(settings, task, one, student, data, aligned))
     language = None
     if task == "causal-lm":
         vocabulary = shared_vocabulary(student if aligned else teacher, student)
@@ -175,13 +189,15 @@ def make_plan(settings: Settings) -> Plan:
         choose.note("steps", [f"{settings.steps}, as given: {epochs} epochs or a part of them"])
     augment = False
     if data.modality != "text" or settings.augment or settings.views:
-        augment = choose("augment", _checked_augment(settings, data, teacher, student), choices.augmentation)
-    signals = _choose_signals(choose, settings, task, augment, epochs, objective, language)
+        augment = choose("augment", checked_augment(settings, data, teacher, student), choices.augmentation)
+    signals = _choose_signals(choose, settings, task, augment, epochs, objective, language, address)
+    if address and signals.kind == "hidden":
+        raise UserError("signals", "hidden", "live or cache", "a server gives no hidden states")
     if language is not None and language.alignment is not None:
         signals = aligned_signals(signals, objective, teachers.values())
         choose.note("memory", ["whole logits of student and teacher are kept: spans are compared on them"])
     elif language is not None:
-        choose.note("memory", [heads_in_chunks(language, [student, *teachers.values()])])
+        choose.note("memory", [heads_in_chunks(language, [student, *here])])
         if signals.kind == "hidden" and not language.heads:
             raise UserError("signals", "hidden", "live or cache", choose.choices[-1].reason)
     if settings.text.startswith("teacher") and len(teachers) > 1:
@@ -193,7 +209,10 @@ def make_plan(settings: Settings) -> Plan:
     if baseline == "trained" and not choices.can_train_alone(task, data):
         raise UserError("baseline", "trained", ("untrained", "none"), "the data have no targets to train on alone")
     precision = choose("precision", _unless_auto(settings.precision), choices.precision, student)
-    teaching = choose("teacher precision", _unless_auto(settings.teacher_precision), choices.teacher_precision, teacher)
+    teaching = "float32"
+    if here:
+        given = _unless_auto(settings.teacher_precision)
+        teaching = choose("teacher precision", given, choices.teacher_precision, teacher)
     optimizer = OptimizerSettings(settings.optimizer, lr, settings.weight_decay, settings.schedule, settings.warmup)
     plan = Plan(
         settings, task, teachers, student, data, objective, optimizer, min(batch_size, len(data.splits.train)), epochs,
@@ -231,38 +250,6 @@ def _task(data: DataSet) -> tuple[str, str]:
     return data.task, data.task_reason
 
 
-def _check_fit(task: str, teacher: Network, student: Network, data: DataSet, aligned: bool) -> list[str]:
-    """Refuse networks and data that cannot work together; notes on what was made to fit.
-
-    Tokenizers may be any where the objective compares ``aligned`` spans of text.
-    """
-    roles = {"teacher": teacher, "student": student}
-    for role, network in roles.items():
-        if data.modality != network.modality and "tensor" not in (data.modality, network.modality):
-            raise UserError(role, f"a network for {network.modality}s", f"one for the data's {data.modality}s")
-    if len(data.splits.train) < 2:
-        raise UserError("data", f"{len(data.splits.train)} training samples", "at least 2")
-    if not any(parameter.requires_grad for parameter in student.module.parameters()):
-        raise UserError("student", student.reference, "a network with trainable weights", "pt2 files can only teach")
-    if task == "classification":
-        _check_targets(data)
-        names = data.labels if data.labels is not None else data.num_classes
-        found = {role: compare_labels(network, names, key=f"{role} labels") for role, network in roles.items()}
-        return [f"{role}: {note}" for role, note in found.items() if note]
-    return [compare_tokenizers(teacher, student, remap=True)] if task == "causal-lm" and not aligned else []
-
-
-def _check_targets(data: DataSet) -> None:
-    for part in ("train", "validation", "test"):
-        target = getattr(data.splits, part).target
-        if target is None or data.num_classes is None or not len(target):
-            continue
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= data.num_classes:
-            allowed = f"class numbers 0 to {data.num_classes - 1}"
-            raise UserError(f"data labels of {part}", low if low < 0 else high, allowed)
-
-
 def _taps(task: str, settings: Settings, choose: _Chooser) -> tuple[dict[str, str], dict[str, str]]:
     student, teacher = dict(settings.student_taps), dict(settings.teacher_taps)
     if task == "features":
@@ -272,33 +259,20 @@ def _taps(task: str, settings: Settings, choose: _Chooser) -> tuple[dict[str, st
     return student, teacher
 
 
-def _checked_augment(settings: Settings, data: DataSet, teacher: Network, student: Network) -> bool | None:
-    if settings.augment and data.modality != "image":
-        raise UserError("augment", True, "images only", f"these data are {data.modality}s")
-    if (settings.augment or settings.views is not None) and teacher.preprocessing != student.preprocessing:
-        key, given = ("augment", True) if settings.views is None else ("views", settings.views)
-        hint = "both have to be shown the same view"
-        raise UserError(key, given, "teacher and student that prepare images in one way", hint)
-    if settings.views is None:
-        return settings.augment
-    if settings.augment is False or data.modality != "image":
-        why = "augment is off" if data.modality == "image" else f"these data are {data.modality}s"
-        raise UserError("views", settings.views, "images, which are augmented", why)
-    return True
-
-
 def _choose_signals(
     choose: _Chooser, settings: Settings, task: str, augment: bool, epochs: int, objective: Objective,
-    language: Language | None,
+    language: Language | None, address: Address | None,
 ) -> SignalChoice:  # fmt: skip
-    asked = None if settings.signals is None else parse_signals(settings.signals, task)
+    most = {} if address is None else {"most": address.top}
+    asked = None if settings.signals is None else parse_signals(settings.signals, task, **most)
     if settings.cache == "off":
         if asked is not None and asked.cached:
             raise UserError("signals", settings.signals, "live, with --cache off")
         asked = asked or SignalChoice("live")
     chosen: SignalChoice
     if language is not None:
-        chosen = choose("teacher signals", None, language_signals, asked, settings.cache, objective, language.writer())
+        writer = language.writer()
+        chosen = choose("teacher signals", None, language_signals, asked, settings.cache, objective, writer, address)
     else:
         chosen = choose("teacher signals", None, choices.signals, asked, augment, epochs, objective, settings)
     return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Collection
 from typing import Any
@@ -16,17 +17,21 @@ from limbeck.job.plan import Plan, frozen_copy
 from limbeck.job.progress import Progress
 from limbeck.job.teachers import with_head
 from limbeck.job.train import cache_costs, distiller_of, loader_of, trainer_settings
-from limbeck.measure import parameters, state_bytes
+from limbeck.measure import PeakMemory, parameters, state_bytes, watched_memory
 from limbeck.report.tables import format_duration, format_value
 from limbeck.signals import Batch, Signals
 from limbeck.sources import Source
 
 _STEPS = 6
+#: What was counted, by kind of :class:`~limbeck.measure.PeakMemory`.
+_MEMORY = {"rss": "resident memory of this process", "cuda": "tensors on the GPU"}
 
 
 def preview(plan: Plan, live: Source, progress: Progress) -> dict[str, Any]:
     """Take a few steps as training would take them, time them, and put the student's weights back."""
     before = frozen_copy(plan.student.module)
+    memory = _largest_step(plan, live)
+    plan.student.module.load_state_dict(before)
     teacher = _Timed(with_head(plan, live))
     loader = loader_of(plan, plan.data.splits.train, shuffle=True, live_teacher=True)
     distiller = distiller_of(plan, plan.objective, teacher, taps=plan.student_taps)
@@ -38,21 +43,41 @@ def preview(plan: Plan, live: Source, progress: Progress) -> dict[str, Any]:
     trainable = parameters(plan.student.module)["trainable"]
     needed = state_bytes(plan.student.module) + state_bytes(plan.teacher.module) + 12 * trainable
     cache = cache_costs(plan, live).bytes if plan.cached else 0.0
-    costs = {
+    costs: dict[str, Any] = {
         "steps": plan.steps,
         "step_seconds": steps.student,
         "teacher_step_seconds": steps.teacher,
         "seconds": plan.steps * steps.student + asks * steps.teacher,
         "weights_and_optimizer_bytes": needed,
+        "step_bytes": memory.growth,
+        "peak_bytes": memory.peak,
+        "memory_of": memory.kind,
         "cache_bytes": cache,
         "first_loss": steps.first_loss,
     }
     progress.say(
         f"would take {plan.steps} steps of {1000 * steps.student:.0f} ms, the teacher {1000 * steps.teacher:.0f} ms "
-        f"a batch: about {format_duration(costs['seconds'])}; {format_value('bytes', needed)} for weights, gradients "
-        f"and optimiser, besides the activations of one batch; {format_value('bytes', cache)} of cache"
+        f"a batch: about {format_duration(costs['seconds'])}; {format_value('bytes', cache)} of cache"
+    )
+    progress.say(
+        f"memory, measured on one step of the longest samples: at most {format_value('bytes', memory.peak)} "
+        f"({_MEMORY[memory.kind]}), {format_value('bytes', memory.growth)} more than before it; weights, gradients "
+        f"and optimiser take {format_value('bytes', needed)} of all"
     )
     return {"task": plan.task, "plan": [choice.plain() for choice in plan.choices], "costs": costs}
+
+
+def _largest_step(plan: Plan, live: Source) -> PeakMemory:
+    """Peak memory of one whole step, with its optimiser, on the longest samples where they differ in length."""
+    objective = copy.deepcopy(plan.objective)
+    # Without shuffling the longest come first.
+    loader = loader_of(plan, plan.data.splits.train, shuffle=False, live_teacher=True)
+    trial = distiller_of(plan, objective, with_head(plan, live), taps=plan.student_taps)
+    on_cuda = torch.cuda.is_available() and plan.settings.accelerator in ("auto", "gpu", "cuda")
+    with watched_memory("cuda" if on_cuda else "cpu") as found:
+        fit(trial, loader, steps=1, **trainer_settings(plan))
+    trial.finish()
+    return found[0]
 
 
 class _Timed(Source):

@@ -13,8 +13,13 @@ from limbeck.data.images import ImageFormat, decoded, open_image
 from limbeck.data.references import DataSet
 from limbeck.data.split import Split, Splits
 from limbeck.errors import UserError
+from limbeck.job.served import Address, ServedTeacher, is_served
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import teacher_references
+from limbeck.models.chat_input import ChatInput
+from limbeck.models.compare import compare_tokenizers
+from limbeck.models.hf import own_tokenizer
+from limbeck.models.hf_networks import text_length, text_network
 from limbeck.models.network import Network, TensorInput, embed, image_format_of
 from limbeck.models.plain import PlainSaver
 from limbeck.models.references import load_network
@@ -38,10 +43,44 @@ def as_data(settings: Settings, load: Callable[..., DataSet]) -> DataSet:
     )  # fmt: skip
 
 
-def as_teachers(settings: Settings, task: str, data: DataSet) -> dict[str, Network]:
-    """The teachers by name, in their order."""
+def as_networks(settings: Settings, task: str, data: DataSet) -> tuple[dict[str, Network], Network]:
+    """The teachers by name, in their order, and the student."""
     given = teacher_references(settings.teacher)
-    return {name: as_network(replace(settings, teacher=one), "teacher", task, data) for name, one in given.items()}
+    if any(map(is_served, given.values())):
+        teacher, student = _served(settings, list(given.values()), task, data)
+        return {"": teacher}, student
+    teachers = {name: as_network(replace(settings, teacher=one), "teacher", task, data) for name, one in given.items()}
+    first = next(iter(teachers.values()))
+    return teachers, as_network(settings, "student", task, data, teacher=first, labels=data.labels or first.labels)
+
+
+def _served(settings: Settings, given: list[Any], task: str, data: DataSet) -> tuple[Network, Network]:
+    """A teacher behind a server, and the student, whose tokenizer and chat template read the data.
+
+    With a ``tokenizer`` in the reference that one does, where its tokens are the student's.
+    """
+    if len(given) > 1:
+        raise UserError("teacher", given, "one, where it is behind a server")
+    if task != "causal-lm":
+        raise UserError("teacher", given[0], "a network that is here, for this task", "servers are for causal-lm")
+    if settings.teacher_precision != "auto":
+        raise UserError("teacher_precision", settings.teacher_precision, "auto", "a server computes in its own")
+    address = Address.parse(given[0], "teacher")
+    if str(settings.student).startswith(("slice:", "width:")):
+        hint = "the layers of a teacher behind a server are not here"
+        raise UserError("student", settings.student, "a network of its own, such as hf:FOLDER", hint)
+    tokenizer = own_tokenizer(address.tokenizer, "teacher tokenizer") if address.tokenizer else None
+    lender = None
+    if tokenizer is not None:
+        prepare = ChatInput(tokenizer, text_length(None, tokenizer, settings.max_length))
+        lender = ServedTeacher(address, given[0], tokenizer, prepare)
+    student = as_network(settings, "student", task, data, teacher=lender)
+    if lender is not None and student.tokenizer is not tokenizer:
+        # Refused here, before the reading of the data hides that the student's own tokens are others.
+        compare_tokenizers(lender, student)
+        read = text_network(student.module, task, tokenizer, settings.max_length)
+        student = replace(read, reference=student.reference, pretrained=student.pretrained, notes=student.notes)
+    return ServedTeacher(address, given[0], student.tokenizer, student.prepare), student
 
 
 def as_network(

@@ -56,6 +56,7 @@ def distill(
 def run(settings: Settings, progress: Progress) -> dict[str, Any]:
     """Carry out one job."""
     started = time.time()
+    settings = settings.complete()
     # Lightning's own use of torch; one line per training that nobody can act on.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     if settings.resume and settings.out and not settings.overwrite:
@@ -80,7 +81,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, Any]:
         if settings.overwrite:
             output.clear(out)
         output.write_settings(out, settings)
-        write_teacher_texts(plan, out, progress)
+        write_teacher_texts(plan, out, live, progress)
         source: Source | None = live if plan.objective.needs.teacher else None
         if plan.cached:
             folder = Path(settings.cache) if settings.cache else out / "cache"
@@ -124,7 +125,7 @@ def _measure(
     """Quality, agreement and cost of teacher, baseline and student on the test samples, and reliability diagrams."""
     module, history = plan.student.module, None
     progress.say("measuring on the test samples ...")
-    found = {TEACHER: assess(plan, plan.teacher, "test"), STUDENT: assess(plan, plan.student, "test")}
+    found = {name: assess(plan, network, "test") for name, network in plan.networks.items()}
     if plan.baseline != "none":
         module.load_state_dict(start)
         if plan.baseline == "trained":
@@ -132,15 +133,15 @@ def _measure(
         found[BASELINE] = assess(plan, plan.student, "test")
         module.load_state_dict(learned)
     progress.say("measuring size and speed ...")
-    module.eval()
-    plan.teacher.module.eval()
-    cost = costs(plan, {TEACHER: plan.teacher, STUDENT: plan.student})
+    for network in plan.networks.values():
+        network.module.eval()
+    cost = costs(plan, plan.networks)
     # The same network with other weights costs the same.
     cost[BASELINE] = cost[STUDENT]
     table = {}
     for name in (TEACHER, BASELINE, STUDENT):
         if name in found:
-            kept = fidelity(plan, found[TEACHER], found[name]) if name != TEACHER else {}
+            kept = fidelity(plan, found.get(TEACHER), found[name]) if name != TEACHER else {}
             table[name] = {**found[name].quality, **kept, **cost[name]}
     return table, {name: found[name].reliability for name in table if found[name].reliability}, history
 

@@ -10,7 +10,10 @@ from limbeck.errors import UserError
 
 #: The three references, with what the command line says of them.
 REFERENCES = {
-    "teacher": "the network to learn from: hf:NAME_OR_FOLDER, timm:NAME_OR_FOLDER, pt2:FILE or py:PACKAGE.MODULE:NAME",
+    "teacher": (
+        "the network to learn from: hf:NAME_OR_FOLDER, timm:NAME_OR_FOLDER, pt2:FILE, py:PACKAGE.MODULE:NAME or "
+        "server:URL,model=NAME"
+    ),
     "student": "the same forms, slice:layers=0,5 or width:hidden_size=192 of the teacher, or small:NAME",
     "data": "folder:DIR of images by class, csv:, jsonl: or parquet:FILE, hf:DIR, testbed:NAME or py:",
 }
@@ -23,7 +26,8 @@ class Settings:
 
     Args:
         teacher: the network to learn from: hf:NAME_OR_FOLDER, timm:NAME, pt2:FILE or py:package.module:callable. For
-            causal-lm also several: a list, given again, or NAME=REFERENCE for each.
+            causal-lm also several: a list, given again, or NAME=REFERENCE for each; or server:URL,model=NAME, one
+            whose weights are not here (the default with such signals).
         student: the same forms, or a part of the teacher: slice:layers=0,5 or width:hidden_size=192.
         data: folder:DIR of images by class, parquet:, csv: or jsonl:FILE, hf:DIR, testbed:NAME or py:.
         out: folder for the student, its report and everything to resume from.
@@ -120,6 +124,8 @@ class Settings:
         """Refuse at once what can never work."""
         if self.resume and self.overwrite:
             raise UserError("resume", "together with overwrite", "one of the two")
+        if str(self.teacher).startswith("server:") and str(self.signals).startswith("server:"):
+            raise UserError("signals", self.signals, "live or cache, with a teacher behind a server")
         for key in ("teacher", "student", "data"):
             if getattr(self, key) in ("", None):
                 raise UserError(key, "", "a reference; see limbeck distill --help")
@@ -137,6 +143,12 @@ class Settings:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise UserError(key, value, f"{least} or more")
+        return self
+
+    def complete(self) -> Settings:
+        """With the teacher in its place, where only ``signals`` name it."""
+        if self.teacher in ("", None) and str(self.signals).startswith("server:"):
+            return dataclasses.replace(self, teacher=self.signals, signals=None)
         return self
 
     def plain(self) -> dict[str, Any]:

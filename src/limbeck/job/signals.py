@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +18,15 @@ from limbeck.cache import tools
 from limbeck.errors import LimbeckError, UserError
 from limbeck.job.plan import make_plan
 from limbeck.job.progress import Progress
+from limbeck.job.served import Address, is_served
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import teaching
 from limbeck.job.train import cache_costs, cached_teacher, kept_signals
 from limbeck.report.tables import format_duration, format_value
 
 Part = tuple[int, int]
+# Seconds that writers have to write what they hold, once they are asked to stop.
+_PATIENCE = 30.0
 
 
 def write_signals(
@@ -27,7 +34,8 @@ def write_signals(
 ) -> dict[str, Any]:
     """Fill the cache ``settings.out`` and describe it; a later ``distill`` with ``--cache`` finds every sample there.
 
-    The teacher stands in for the student, so that a plan also checks that teacher and data fit together.
+    The teacher stands in for the student, so that a plan also checks that teacher and data fit together; for one behind
+    a server the folder of its tokenizer does.
 
     Args:
         writers: processes of this machine that write side by side, each with a teacher of its own; their parts are
@@ -37,7 +45,7 @@ def write_signals(
     if writers < 1 or (writers > 1 and part is not None):
         raise UserError("writers", writers, "1 or more" if part is None else "1, with a part")
     out = Path(settings.out)
-    plan = make_plan(replace(settings, student=settings.teacher, signals=settings.signals or "cache"))
+    plan = make_plan(replace(settings, student=_stand_in(settings.teacher), signals=settings.signals or "cache"))
     progress = Progress(quiet)
     with teaching(plan) as live:
         expected = cache_costs(plan, live, writers if part is None else part[1])
@@ -69,30 +77,75 @@ def write_signals(
     return found
 
 
+def _stand_in(teacher: Any) -> Any:
+    if not is_served(teacher):
+        return teacher
+    address = Address.parse(teacher, "teacher")
+    if not address.tokenizer:
+        hint = "the folder of the student, whose tokenizer reads the data"
+        raise UserError("teacher", teacher, "server:URL,model=NAME,tokenizer=hf:FOLDER", hint)
+    return address.tokenizer
+
+
 def _side_by_side(settings: Settings, writers: int) -> None:
-    """Every part by a process of its own; a part that fails fails all, and a later call goes on with each."""
+    """Every part by a process of its own; a part that fails fails all, and a later call goes on with each.
+
+    Ctrl-C reaches all processes of a terminal at once. The writers leave it to this one, which asks them to stop and
+    waits, for a while, until they have written what they hold.
+    """
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // writers)
     running = [
         context.Process(target=_write_part, args=(settings, (number, writers), threads)) for number in range(writers)
     ]
-    for process in running:
-        process.start()
     try:
+        with _deaf():
+            for process in running:
+                process.start()
         for process in running:
             process.join()
     finally:
-        for process in running:
-            process.terminate()
+        with _deaf():
+            _end([process for process in running if process.pid is not None])
     failed = [number for number, process in enumerate(running) if process.exitcode]
     if failed:
         raise LimbeckError(f"writers {failed} of {writers} stopped; what is written is kept, the same call goes on")
 
 
+def _end(started: list[Any]) -> None:
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.join(_PATIENCE)
+        # One that neither ends nor answers is in a batch that takes longer than anybody waits.
+        process.kill()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Without Ctrl-C, here and in processes that are started meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread is ever interrupted, and only it may say so.
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _write_part(settings: Settings, part: Part, threads: int) -> None:
+    signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(threads)
     try:
         write_signals(settings, part=part, quiet=part[0] > 0)
     except LimbeckError as error:
         print(f"limbeck: writer {part[0]}: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
+
+
+def _stop(*_: object) -> None:
+    # An orderly end: a cache that is being written is closed on the way.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(128 + signal.SIGTERM)

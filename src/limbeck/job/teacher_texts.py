@@ -6,50 +6,64 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from limbeck.cache.fingerprint import fingerprint_text
 from limbeck.data.split import Split
 from limbeck.errors import UserError
 from limbeck.job.language import Language, columns
 from limbeck.job.plan import Plan
 from limbeck.job.progress import Progress
-from limbeck.language import Sequences, TeacherText, write_texts
+from limbeck.language import Generator, Sequences, TeacherText, write_texts
 from limbeck.models.chat_input import Encoded
 from limbeck.signals import move
+from limbeck.sources import Server, Source
 
 #: In the folder of a run; an interrupted run goes on with what is there.
 FILE = "texts.jsonl"
 
 
-def write_teacher_texts(plan: Plan, out: Path, progress: Progress) -> None:
+def write_teacher_texts(plan: Plan, out: Path, live: Source, progress: Progress) -> None:
     """Let the teacher answer, or read what it answered before, and put that in the place of the data's answers.
 
     Validation and test samples stay as they are, and so does what the student without a teacher learns.
+
+    Args:
+        live: what answers in training; of a teacher behind a server it tells which one it is.
     """
     language = plan.language
     if language is None or not isinstance(language.writer(), TeacherText):
         return
     path = out / FILE
     try:
-        language.written = _written(plan, language, path, progress)
+        language.written = _written(plan, language, path, live, progress)
     except UserError as error:
         if error.key != "file" or not plan.settings.overwrite:
             raise
         # The run that is being replaced had another teacher, other data or another way of writing.
         path.unlink()
-        language.written = _written(plan, language, path, progress)
+        language.written = _written(plan, language, path, live, progress)
 
 
-def _written(plan: Plan, language: Language, path: Path, progress: Progress) -> Split:
-    writer, module = language.writer(), plan.teacher.module
+def _generator(plan: Plan, language: Language, live: Source) -> tuple[Generator, nn.Module | None]:
+    """What writes, and the network that it writes with, where that is here."""
+    if plan.address is None:
+        return language.decoding, plan.teacher.module
+    revision = fingerprint_text(live.known) if isinstance(live, Server) else ""
+    return plan.address.writer(plan.teacher.tokenizer, language.decoding, revision), None
+
+
+def _written(plan: Plan, language: Language, path: Path, live: Source, progress: Progress) -> Split:
+    writer, (generator, module) = language.writer(), _generator(plan, language, live)
     split = language.splits.train
     samples: Any = split.input
     # Samples of one content share an id, and an answer.
     rows = {number: row for row, number in enumerate(split.id.tolist())}
     given = Sequences.of(columns([samples[row] for row in rows.values()], pad=language.pad, prompts=True))
-    device = next(module.parameters()).device
+    device = torch.device("cpu") if module is None else next(module.parameters()).device
     with progress.bar("teacher's texts", len(rows)) as advance:
         stored = write_texts(
-            language.decoding, module, Sequences.of(move(given.columns(), device)), torch.tensor(list(rows)), file=path,
+            generator, module, Sequences.of(move(given.columns(), device)), torch.tensor(list(rows)), file=path,
             seed=None if getattr(writer, "greedy", False) else plan.settings.seed, batch_size=plan.batch_size,
             progress=advance,
         )  # fmt: skip

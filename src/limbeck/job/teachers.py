@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
+from limbeck.job.served import Address
 from limbeck.language import Writer, writes
 from limbeck.models.network import Network
 from limbeck.nn.output_head import OutputHead
@@ -25,12 +26,9 @@ if TYPE_CHECKING:
     from limbeck.job.plan import Plan
 
 #: What of a language model is kept: 92 bytes per token of SmolLM2, see benchmarks/results/cache_frontier.json.
-LANGUAGE_CODEC = "above:0.0008:128"
+LANGUAGE_CODEC, _MOST = "above:0.0008:{}", 128
 #: Column of a batch that names each sample's teacher.
 ROUTE = "teacher"
-_SERVER: dict[str, Callable[[str], Any]] = {
-    "model": str, "top": int, "dialect": str, "concurrency": int, "timeout": float, "patience": float, "revision": str,
-}  # fmt: skip
 _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(?=[a-z0-9]+:)")
 
 #: Kinds of ``--signals`` and what they mean.
@@ -48,8 +46,7 @@ class SignalChoice:
     """One kind of teacher signals with its options; its text is what the user would write."""
 
     kind: str
-    target: str = ""
-    options: dict[str, str] = field(default_factory=dict)
+    server: Address | None = None
     codec: str = "float16"
 
     @property
@@ -58,11 +55,14 @@ class SignalChoice:
         return self.kind in ("cache", "hidden")
 
     def __str__(self) -> str:
-        return {"cache": "cached"}.get(self.kind, self.kind + (f":{self.target}" if self.target else ""))
+        return {"cache": "cached"}.get(self.kind, self.kind + (f":{self.server.url}" if self.server else ""))
 
 
-def parse_signals(text: str, task: str) -> SignalChoice:
+def parse_signals(text: str, task: str, most: int = _MOST) -> SignalChoice:
     """Read ``live``, ``cache``, ``hidden`` or ``server:URL,model=NAME``.
+
+    Args:
+        most: log-probabilities that the teacher tells of a token.
 
     Raises:
         UserError: something else, or a kind that only language models have.
@@ -75,29 +75,28 @@ def parse_signals(text: str, task: str) -> SignalChoice:
     if kind != "server":
         if rest:
             raise UserError("signals", text, kind, "it takes no options; --codec says how a cache keeps signals")
-        return SignalChoice(kind, codec=LANGUAGE_CODEC if kind == "cache" and task == "causal-lm" else "float16")
-    target, *options = rest.split(",")
-    if not target.startswith(("http://", "https://")) or not all("=" in option for option in options):
-        raise UserError("signals", text, "server:http://HOST:PORT,model=NAME,top=20")
-    return SignalChoice("server", target, dict(option.split("=", 1) for option in options))
+        codec = LANGUAGE_CODEC.format(min(_MOST, most))
+        return SignalChoice(kind, codec=codec if kind == "cache" and task == "causal-lm" else "float16")
+    return SignalChoice("server", Address.parse(text, "signals"))
 
 
 def language_signals(
-    asked: SignalChoice | None, folder: str | None, objective: Objective, writer: Writer
+    asked: SignalChoice | None, folder: str | None, objective: Objective, writer: Writer, address: Address | None
 ) -> tuple[SignalChoice, str]:
-    """The signals of a language model's job, and why."""
+    """The signals of a language model's job, and why; ``address`` is that of a teacher behind a server."""
     if not objective.needs.teacher:
         if asked is not None and asked.kind != "live":
             raise UserError("signals", str(asked), "live", "the objective needs no teacher")
         return SignalChoice("live"), "the objective needs no teacher"
     if asked is None and folder not in (None, "off"):
-        asked = parse_signals("cache", "causal-lm")
+        asked = parse_signals("cache", "causal-lm", _MOST if address is None else address.top)
     if asked is not None and asked.cached and writes(writer):
         hint = "the student writes new texts (--text), which no cache holds"
         raise UserError("signals", str(asked), "live, server:URL, or --text data", hint)
     if asked is not None:
         return asked, "as given"
-    return SignalChoice("live"), "exact; --signals cache asks once and keeps the largest log-probabilities"
+    live = "exact" if address is None else "the server answers in every step"
+    return SignalChoice("live"), f"{live}; --signals cache asks once and keeps the largest log-probabilities"
 
 
 def teacher_references(given: Any) -> dict[str, Any]:
@@ -154,8 +153,11 @@ def check_teachers(
 @contextmanager
 def teaching(plan: Plan) -> Iterator[Source]:
     """What answers in training or fills the cache: live networks, in bfloat16 where the plan says so, or a server."""
-    if plan.signals.kind == "server":
-        yield _server(plan)
+    address = plan.signals.server or plan.address
+    if address is not None:
+        size = plan.language.vocabulary if plan.language is not None else None
+        rows = getattr(getattr(plan.student.module, "config", None), "vocab_size", None)
+        yield address.source(plan.teacher.tokenizer, size or rows)
         return
     sources = {name: _live(plan, network) for name, network in plan.teachers.items()}
     try:
@@ -169,27 +171,6 @@ def teaching(plan: Plan) -> Iterator[Source]:
     finally:
         for source in sources.values():
             source.taps.close()
-
-
-def _server(plan: Plan) -> Source:
-    from limbeck.sources.server import Server
-
-    options: dict[str, Any] = dict(plan.signals.options)
-    if "model" not in options:
-        raise UserError(
-            "signals", f"server:{plan.signals.target}", "server:URL,model=NAME", "the model's name is missing"
-        )
-    for name in options:
-        if name not in _SERVER:
-            raise UserError("signals option", name, _SERVER)
-    try:
-        options = {name: _SERVER[name](value) for name, value in options.items()}
-    except ValueError as error:
-        raise UserError("signals", str(plan.signals), "numbers for top, concurrency and seconds", str(error)) from None
-    size = plan.language.vocabulary if plan.language is not None else None
-    rows = getattr(getattr(plan.student.module, "config", None), "vocab_size", None)
-    model = options.pop("model")
-    return Server(plan.signals.target, model, plan.teacher.tokenizer, size=size or rows, **options)
 
 
 def teacher_forward(forward: Forward) -> Forward:

@@ -31,6 +31,7 @@ class ServedDecoding:
         tokenizer: of transformers; its ``eos_token_id`` ends a text.
         length: tokens of an answer at most, with what it begins with. pad: filler; the end token if None.
         temperature, top_p: of the samples.
+        revision: what tells the model from another of the same name.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ServedDecoding:
         timeout: float = 120.0,
         patience: float = 300.0,
         key: str | None = None,
+        revision: str = "",
     ) -> None:
         if not temperature > 0:
             raise UserError("temperature", temperature, "a positive number; views=None takes the most probable token")
@@ -56,6 +58,7 @@ class ServedDecoding:
         if tokenizer.eos_token_id is None:
             raise UserError("tokenizer", "one without an end-of-text token", "one with eos_token_id")
         self.model, self.length, self.temperature, self.top_p = model, length, temperature, top_p
+        self.revision = revision
         self.end = int(tokenizer.eos_token_id)
         self.pad = self.end if pad is None else pad
         self.connection = Connection(url, timeout=timeout, patience=patience, concurrency=concurrency, key=key)
@@ -86,5 +89,6 @@ class ServedDecoding:
         return given.with_answers(made.answer.to(device), made.answer_mask.to(device))
 
     def fingerprint(self) -> str:
-        """Of what decides a text, but for the weights, which the server's name of the model stands for."""
-        return fingerprint_text("served", self.model, self.length, self.end, self.temperature, self.top_p)
+        """Of what decides a text, but for the weights, for which model and revision stand."""
+        how = (self.model, self.length, self.end, self.temperature, self.top_p)
+        return fingerprint_text("served", *how, *([self.revision] if self.revision else []))

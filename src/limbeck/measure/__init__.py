@@ -29,7 +29,7 @@ from limbeck.measure.cost import (
     token_layers,
 )
 from limbeck.measure.fidelity import agreement, cka, cosine, fidelity_summary, js, kl, neighbour_overlap
-from limbeck.measure.memory import PeakMemory, kept_for_backward, peak_memory
+from limbeck.measure.memory import PeakMemory, kept_for_backward, peak_memory, watched_memory
 from limbeck.measure.pairs import pair_quality
 from limbeck.measure.probes import features_of, linear_probe, neighbour_probe
 from limbeck.measure.quality import auc, classification, language_modelling, perplexity, regression, retrieval
@@ -71,6 +71,7 @@ __all__ = [
     "pair_quality",
     "parameters",
     "peak_memory",
+    "watched_memory",
     "perplexity",
     "recall_of_scores",
     "regression",

@@ -1,4 +1,4 @@
-"""Peak memory of a function, measured where nothing else runs.
+"""Peak memory: of a function, measured where nothing else runs, or of a stretch of this process.
 
 On a CPU it is the resident memory of a fresh process, as the operating system counts it: weights,
 activations, optimiser, data and the libraries' own. ``growth`` leaves out what was there before the function
@@ -11,7 +11,8 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -39,6 +40,32 @@ class PeakMemory:
         return {**asdict(self), "growth": self.growth}
 
 
+@contextmanager
+def watched_memory(device: torch.device | str = "cpu") -> Iterator[list[PeakMemory]]:
+    """The peak of what runs in this process inside the block, put into the list that the block is given.
+
+    What was used and given up before can stay with the process, so that less than is needed may show;
+    :func:`peak_memory` has no such past. Where the system does not forget earlier peaks (Linux does), ``growth`` counts
+    from the highest of them.
+    """
+    found: list[PeakMemory] = []
+    on_cuda = torch.device(device).type == "cuda"
+    # Reference cycles (a trainer, its networks) are given up some time or other, and not inside the block.
+    gc.collect()
+    if on_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        baseline = torch.cuda.memory_allocated()
+    else:
+        baseline = _restart_peak()
+    yield found
+    if on_cuda:
+        torch.cuda.synchronize()
+        found.append(PeakMemory(torch.cuda.max_memory_allocated(), baseline, "cuda"))
+    else:
+        found.append(PeakMemory(_status("VmHWM"), baseline, "rss"))
+
+
 def peak_memory(
     function: Callable[..., Any],
     *arguments: Any,
@@ -56,7 +83,7 @@ def peak_memory(
             method's).
     """
     if torch.device(device).type == "cuda":
-        return _on_cuda(function, arguments, warmup)
+        return _on_cuda(device, function, arguments, warmup)
     if device != "cpu":
         raise UserError("device", device, ["cpu", "cuda"])
     context = multiprocessing.get_context("spawn")
@@ -113,11 +140,9 @@ def _child(
     try:
         if warmup is not None:
             warmup(*arguments)
-            # What the warm-up left in reference cycles (a trainer, its networks) is not the function's.
-            gc.collect()
-        baseline = _restart_peak()
-        function(*arguments)
-        sender.send((_status("VmHWM"), baseline))
+        with watched_memory() as found:
+            function(*arguments)
+        sender.send((found[0].peak, found[0].baseline))
     except Exception as error:
         sender.send(f"{type(error).__name__}: {error}")
     finally:
@@ -150,14 +175,13 @@ def _status(field: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _on_cuda(function: Callable[..., Any], arguments: tuple[Any, ...], warmup: Callable[..., Any] | None) -> PeakMemory:
+def _on_cuda(
+    device: str, function: Callable[..., Any], arguments: tuple[Any, ...], warmup: Callable[..., Any] | None
+) -> PeakMemory:
     if not torch.cuda.is_available():
         raise UserError("device", "cuda", "cpu", "this machine has no CUDA device")
     if warmup is not None:
         warmup(*arguments)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    baseline = torch.cuda.memory_allocated()
-    function(*arguments)
-    torch.cuda.synchronize()
-    return PeakMemory(torch.cuda.max_memory_allocated(), baseline, "cuda")
+    with watched_memory(device) as found:
+        function(*arguments)
+    return found[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,10 +20,8 @@ from limbeck.models.hf_networks import (
     text_network,
 )  # fmt: skip
 from limbeck.models.network import USUAL_LENGTH, Network
+from limbeck.models.references import Wanted
 from limbeck.models.sentence import SentenceEncoder
-
-if TYPE_CHECKING:
-    from limbeck.models.references import Wanted
 
 AUTO = {
     ("text", "classification"): "AutoModelForSequenceClassification",
@@ -66,6 +64,18 @@ def read_hf(wanted: Wanted) -> Network:
     network.pretrained = pretrained
     network.notes += notes + more
     return network
+
+
+def own_tokenizer(reference: str, key: str) -> Any:
+    """The tokenizer in the folder of a reference ``hf:NAME_OR_FOLDER``; weights need not be there."""
+    scheme, _, rest = reference.partition(":")
+    if scheme != "hf" or not rest:
+        raise UserError(key, reference, "hf:NAME_OR_FOLDER")
+    wanted = Wanted(rest, reference, None, key, None, None, None, None, False)
+    transformers = require("transformers", EXTRA)
+    folder = wanted.path if wanted.path.is_dir() else local_folder(wanted)
+    with quiet():
+        return _tokenizer(transformers, folder, wanted)
 
 
 def local_folder(wanted: Wanted) -> Path:

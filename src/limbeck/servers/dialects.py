@@ -19,7 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from limbeck.errors import UserError
 from limbeck.servers.connection import Connection, ServerGone, ServerRefused
@@ -57,6 +57,7 @@ class Dialect(ABC):
     texts: TokenTexts
     top: int
     path: str = field(default="/v1/completions", init=False)
+    asks_texts: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def request(self, ids: Sequence[int]) -> dict[str, Any]:
@@ -69,9 +70,21 @@ class Dialect(ABC):
     def settle(self, ask: Ask, ids: Sequence[int]) -> tuple[list[int], Scored]:
         """Find out what has to be known of this server on a probe text; its tokens as asked for, and what was said.
 
+        Numbers that mean other tokens to the server than to the tokenizer are refused.
+
         ``ask(body, patience)`` gives the answer to a body.
         """
-        return list(ids), self.read(ask(self.request(ids), None), ids)
+        answer = ask({**self.request(ids), **self.asks_texts}, None)
+        scored = self.read(answer, ids)
+        for number, text in zip(ids, self.printed(answer, ids)):
+            if text and not self.texts.is_text(number, text):
+                mine = self.texts.bytes[number].decode("utf-8", "replace")
+                self.refuse(f"its token {number} is {text!r} and not {mine!r}", "another tokenizer?")
+        return list(ids), scored
+
+    def printed(self, answer: Any, ids: Sequence[int]) -> Iterable[str | None]:
+        """The texts of the tokens in an answer to a request with ``asks_texts``, as far as there are any."""
+        return ()
 
     @abstractmethod
     def writing(self, ids: Sequence[int], how: Sampling) -> dict[str, Any]:
@@ -134,6 +147,10 @@ class VLLM(Dialect):
             entries.append(found)
         return Scored(entries)
 
+    def printed(self, answer: Any, ids: Sequence[int]) -> Iterable[str | None]:
+        places = _path(answer, "choices", 0, "prompt_logprobs")
+        return [_path(place, str(number), "decoded_token") for number, place in zip(ids, places, strict=True)]
+
     def writing(self, ids: Sequence[int], how: Sampling) -> dict[str, Any]:
         others = {"max_tokens": how.length, "top_k": -1, "repetition_penalty": 1.0, "return_token_ids": True}
         return {"model": self.model, "prompt": list(ids), **how.body(), **others}
@@ -148,6 +165,8 @@ class VLLM(Dialect):
 @dataclass
 class SGLang(Dialect):
     """SGLang's own endpoint."""
+
+    asks_texts: ClassVar[Mapping[str, Any]] = {"return_text_in_logprobs": True}
 
     def __post_init__(self) -> None:
         self.path = "/generate"
@@ -170,6 +189,9 @@ class SGLang(Dialect):
             found = {int(one[1]): _number(one[0]) for one in place or ()}
             entries.append(found | {int(said[1]): _number(said[0])})
         return Scored(entries)
+
+    def printed(self, answer: Any, ids: Sequence[int]) -> Iterable[str | None]:
+        return [_path(one, 2) for one in _path(answer, "meta_info", "input_token_logprobs")]
 
     def writing(self, ids: Sequence[int], how: Sampling) -> dict[str, Any]:
         given = how.body()

@@ -21,6 +21,8 @@ from limbeck.sources.base import Source
 PROBE = "The capital of France is Paris"
 # Below this much the rest of float32 log-probabilities is rounding.
 LEAST_REST = 2.0**-23
+#: Tokens per place that are asked for unless somebody says otherwise.
+TOP = 64
 
 
 class Server(Source):
@@ -28,8 +30,8 @@ class Server(Source):
 
     The server scores prompt and answer together and tells the ``top`` most probable tokens of every place; the rest of
     the vocabulary is one outcome with what is left, ``log(1 - sum of the listed probabilities)``. That is exact to the
-    server's float32: a rest below 2^-23 cannot be known from such numbers and is given as 2^-23. Places of an answer's
-    padding hold an even distribution.
+    server's float32: a rest below 2^-23 cannot be known from such numbers and is given as 2^-23. Places that the
+    batch's ``mask`` does not count, padding among them, hold an even distribution.
 
     Requests are made several at a time. A server that goes away in the middle of a run is waited for; after
     ``patience`` seconds the error names it and the last reason, and what a cache holds by then is kept, so that
@@ -67,7 +69,7 @@ class Server(Source):
         model: str,
         tokenizer: Any,
         *,
-        top: int = 64,
+        top: int = TOP,
         size: int | None = None,
         dialect: str = "auto",
         concurrency: int = 4,
@@ -96,20 +98,26 @@ class Server(Source):
             raise UserError("teacher signal", sorted(others), "logits, all that a server gives")
         ids, mask, answer = _tokens(batch)
         rows = [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
-        lengths = mask[:, ids.shape[1] - answer :].sum(1).tolist()
-        asked = [row for row, length in zip(rows, lengths, strict=True) if length]
+        present = mask[:, ids.shape[1] - answer :]
+        # Losses count no other places, such as what a template writes before a turn.
+        counted = present & batch["mask"].cpu().bool() if "mask" in batch else present
+        asked = [row for row, wanted in zip(rows, counted, strict=True) if wanted.any()]
         bodies = [self.dialect.request(row) for row in asked]
         answers = iter(self.connection.post_all(self.dialect.path, bodies))
-        places: list[list[Entries]] = []
-        for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            places.append(self._answer(next(answers), row, length, batch, number) if length else [])
+        places: list[list[Entries | None]] = []
+        for number, (row, here, wanted) in enumerate(zip(rows, present, counted, strict=True)):
+            told = wanted[here].tolist()
+            places.append(self._answer(next(answers), row, told, batch, number) if any(told) else [])
         return {"logits": self._sparse(places, answer).map(lambda tensor: tensor.to(ids.device))}
 
+    @property
+    def known(self) -> Any:
+        """What tells this teacher from another of the same name: its revision, or what it is sure of on the probe."""
+        return self.revision if self.revision is not None else self._greeting
+
     def fingerprint(self) -> str:
-        known = self.revision if self.revision is not None else self._greeting
-        return fingerprint_text(
-            "server", self.model, self.top, self.size, fingerprint_tokenizer(self.texts.tokenizer), known
-        )
+        tokenizer = fingerprint_tokenizer(self.texts.tokenizer)
+        return fingerprint_text("server", self.model, self.top, self.size, tokenizer, self.known)
 
     def _probe(self, ids: Sequence[int]) -> list[list[int]]:
         """Score the probe text; what is certain in the answer, for the fingerprint."""
@@ -133,16 +141,20 @@ class Server(Source):
                 certain.append([place, best])
         return certain
 
-    def _answer(self, answer: Any, ids: list[int], length: int, batch: Batch, number: int) -> list[Entries]:
+    def _answer(self, answer: Any, ids: list[int], told: list[bool], batch: Batch, number: int) -> list[Entries | None]:
+        """What is said of the last places of a text, those that are to be ``told``."""
         scored = self.dialect.read(answer, ids)
         self.unclear += scored.unclear
-        found = []
-        for place in range(len(ids) - length, len(ids)):
-            one = scored.entries[place]
+        found: list[Entries | None] = []
+        for place, wanted in enumerate(told):
+            if not wanted:
+                found.append(None)
+                continue
+            one = scored.entries[len(ids) - len(told) + place]
             if one is None:
                 which = int(batch["id"][number]) if "id" in batch else number
                 raise UserError(
-                    f"sample {which}", f"answer token {place - len(ids) + length}, which the server does not score",
+                    f"sample {which}", f"answer token {place}, which the server does not score",
                     "a prompt of two tokens or more, and no beginning-of-text token in or before the answer",
                 )  # fmt: skip
             self._check_mass(one)
@@ -157,7 +169,7 @@ class Server(Source):
                 f"{self.size}; they are not those of one distribution over this vocabulary"
             )
 
-    def _sparse(self, places: list[list[Entries]], answer: int) -> SparseLogits:
+    def _sparse(self, places: list[list[Entries | None]], answer: int) -> SparseLogits:
         shape = (len(places), answer)
         even = SparseLogits(
             torch.full((*shape, self.top), -math.log(self.size)),
@@ -165,9 +177,9 @@ class Server(Source):
             torch.full(shape, math.log1p(-self.top / self.size)),
             self.size,
         )
-        rows = [self._row(one) for row in places for one in row]
+        rows = [self._row(one) for row in places for one in row if one is not None]
         if rows:
-            kept = torch.tensor([[place < len(row) for place in range(answer)] for row in places])
+            kept = torch.tensor([[one is not None for one in [*row, *[None] * (answer - len(row))]] for row in places])
             even.values[kept] = torch.tensor([row[0] for row in rows])
             even.indices[kept] = torch.tensor([row[1] for row in rows])
             even.rest[kept] = torch.tensor([row[2] for row in rows])

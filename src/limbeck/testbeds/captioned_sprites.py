@@ -23,12 +23,11 @@ from limbeck.data.sprites import KINDS, Scenes, SpriteWorld, data_hashes
 from limbeck.data.store import content_hash
 from limbeck.data.words import Words
 from limbeck.engine import Distiller, OptimizerSettings, fit
-from limbeck.models.text import FusionEncoder, TextEncoder
 from limbeck.models.vision_language import VisionLanguage
 from limbeck.models.vit import ViT, ViTClassifier
 from limbeck.objectives import InfoNCE
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
-from limbeck.testbeds.pairs import pair_recall
+from limbeck.testbeds.pairs import Sizes, pair_recall
 from limbeck.testbeds.recipe import Recipe, kept_numbers, kept_tensors, kept_weights, seeded, train
 
 PIXELS, PATCH, LENGTH = 32, 8, 12
@@ -38,19 +37,6 @@ MEAN, DEVIATION = 0.35, 0.3
 _VALIDATION, _LABELLED, _ALIGNED, _TEACHER, _TEST = 100_000, 200_000, 300_000, 400_000, 900_000
 
 _WORLD = SpriteWorld(pixels=PIXELS, objects=(2, 2), side=(0.46, 0.5), spread=0.05, textures=1, clutter=0, noise=0.02)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of the networks: width of all, depths, heads, and the width of the common space."""
-
-    width: int
-    image_depth: int
-    text_depth: int = 1
-    fusion_depth: int = 2
-    heads: int = 2
-    expansion: int = 2
-    space: int = 32
 
 
 _STUDENT, _TEACHER_SIZES = Sizes(48, 2), Sizes(80, 3, heads=4)
@@ -216,16 +202,7 @@ class CaptionedSprites(Testbed):
 
     def image_encoder(self, sizes: Sizes) -> ViT:
         """An untrained one."""
-        return ViT(
-            PIXELS,
-            PATCH,
-            sizes.width,
-            sizes.image_depth,
-            sizes.heads,
-            in_channels=3,
-            expansion=sizes.expansion,
-            convolutions=True,
-        )
+        return sizes.image_encoder(PIXELS, PATCH)
 
     def pretrained(self, sizes: Sizes, recipe: Recipe) -> ViT:
         """An image encoder that was trained to name single sprites, made once and kept."""
@@ -250,20 +227,7 @@ class CaptionedSprites(Testbed):
 
     def dual_encoder(self, sizes: Sizes, seed: int, *, fusion: bool = False) -> VisionLanguage:
         """Two encoders and projections with fresh weights; with ``fusion`` a fusion encoder and its two heads too."""
-
-        def build() -> nn.Module:
-            width, words = sizes.width, len(self.words)
-            options = {"heads": sizes.heads, "expansion": sizes.expansion}
-            return VisionLanguage(
-                self.image_encoder(sizes),
-                TextEncoder(words, width, sizes.text_depth, length=LENGTH, **options),
-                nn.Linear(width, sizes.space),
-                nn.Linear(width, sizes.space),
-                fusion=FusionEncoder(width, sizes.fusion_depth, image_width=width, **options) if fusion else None,
-                words=nn.Linear(width, words) if fusion else None,
-            )
-
-        return seeded(build, seed)  # type: ignore[return-value]
+        return sizes.dual_encoder(PIXELS, PATCH, len(self.words), LENGTH, seed, fusion=fusion)
 
     def unaligned(self, seed: int = 0) -> VisionLanguage:
         """A student whose image encoder is pre-trained on names, and everything else a function of ``seed``."""

@@ -22,13 +22,11 @@ from limbeck.data.split import Split, Splits
 from limbeck.data.views import epoch_seed
 from limbeck.data.words import Words
 from limbeck.engine import Distiller, OptimizerSettings, fit
-from limbeck.models.text import FusionEncoder, TextEncoder
 from limbeck.models.vision_language import VisionLanguage
 from limbeck.models.vit import ViT, ViTClassifier
 from limbeck.objectives import InfoNCE
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
-from limbeck.testbeds.captioned_sprites import Sizes
-from limbeck.testbeds.pairs import pair_recall
+from limbeck.testbeds.pairs import Sizes, pair_recall
 from limbeck.testbeds.recipe import Recipe, kept_numbers, kept_weights, seeded, train
 
 PATCH, LENGTH = 8, 16
@@ -120,11 +118,8 @@ class EmojiPairs(Testbed):
 
     def image_encoder(self) -> ViT:
         """An untrained one."""
-        sizes = self.plan.student
-        return ViT(
-            PIXELS, PATCH, sizes.width, sizes.image_depth, sizes.heads,
-            in_channels=3, expansion=sizes.expansion, convolutions=True,
-        )  # fmt: skip
+        sizes: Sizes = self.plan.student
+        return sizes.image_encoder(PIXELS, PATCH)
 
     def pretrained(self) -> ViTClassifier:
         """An image encoder that was trained to name the subcategory of the training drawings, made once and kept."""
@@ -147,21 +142,8 @@ class EmojiPairs(Testbed):
 
     def dual_encoder(self, seed: int, *, fusion: bool) -> VisionLanguage:
         """Two encoders and projections with fresh weights; with ``fusion`` a fusion encoder and its two heads too."""
-        sizes, words = self.plan.student, len(self.words)
-        options = {"heads": sizes.heads, "expansion": sizes.expansion}
-
-        def build() -> nn.Module:
-            width = sizes.width
-            return VisionLanguage(
-                self.image_encoder(),
-                TextEncoder(words, width, sizes.text_depth, length=LENGTH, **options),
-                nn.Linear(width, sizes.space),
-                nn.Linear(width, sizes.space),
-                fusion=FusionEncoder(width, sizes.fusion_depth, image_width=width, **options) if fusion else None,
-                words=nn.Linear(width, words) if fusion else None,
-            )
-
-        return seeded(build, seed)  # type: ignore[return-value]
+        sizes: Sizes = self.plan.student
+        return sizes.dual_encoder(PIXELS, PATCH, len(self.words), LENGTH, seed, fusion=fusion)
 
     def student(self, seed: int = 0) -> VisionLanguage:
         """With a fusion encoder that is a function of ``seed``; the two encoders are the teacher's."""

@@ -1,7 +1,9 @@
-"""What testbeds of pictures and captions share: recall in both directions, with and without a judge of pairs."""
+"""What testbeds of pictures and captions share: their networks, and recall in both directions, with and without a judge
+of pairs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +13,55 @@ from limbeck.data.split import Split
 from limbeck.errors import UserError
 from limbeck.measure import retrieval
 from limbeck.measure.reranking import Judge, retrieve_and_rerank
+from limbeck.models.text import FusionEncoder, TextEncoder
 from limbeck.models.vision_language import VisionLanguage
+from limbeck.models.vit import ViT
 from limbeck.nn.mode import evaluating
+from limbeck.testbeds.recipe import seeded
 
 DIRECTIONS = ("image_to_text", "text_to_image")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the networks: width of all, depths, heads, and the width of the common space."""
+
+    width: int
+    image_depth: int
+    text_depth: int = 1
+    fusion_depth: int = 2
+    heads: int = 2
+    expansion: int = 2
+    space: int = 32
+
+    def image_encoder(self, pixels: int, patch: int) -> ViT:
+        """An untrained one."""
+        return ViT(
+            pixels, patch, self.width, self.image_depth, self.heads,
+            in_channels=3, expansion=self.expansion, convolutions=True,
+        )  # fmt: skip
+
+    def dual_encoder(
+        self, pixels: int, patch: int, words: int, length: int, seed: int, *, fusion: bool
+    ) -> VisionLanguage:
+        """Two encoders and projections with fresh weights; with ``fusion`` a fusion encoder and its two heads too.
+
+        Args:
+            pixels, patch: of an image, a side. words: of the vocabulary. length: of a text at most.
+        """
+        width, options = self.width, {"heads": self.heads, "expansion": self.expansion}
+
+        def build() -> nn.Module:
+            return VisionLanguage(
+                self.image_encoder(pixels, patch),
+                TextEncoder(words, width, self.text_depth, length=length, **options),
+                nn.Linear(width, self.space),
+                nn.Linear(width, self.space),
+                fusion=FusionEncoder(width, self.fusion_depth, image_width=width, **options) if fusion else None,
+                words=nn.Linear(width, words) if fusion else None,
+            )
+
+        return seeded(build, seed)  # type: ignore[return-value]
 
 
 class EncodedPairs:

@@ -23,6 +23,14 @@ from .method import LLMLingua2
 
 ABSTRACT, RECALLED, SHEET, CONTROL = "[abstract]", "[recalled]", "[ours] the sheet's expectation", "[ours] control"
 OURS, ENTROPY, ONE_WAY = "student", "information", "unidirectional"
+#: What needs no teacher.
+SIMPLE = {
+    "random": Arm("random", "any words", "none"),
+    "first": Arm("first", "the first words", "rival"),
+    "tfidf": Arm("tfidf", "words of high tf-idf", "rival"),
+    "information": Arm("information", "words that SmolLM2 did not expect (Selective Context)", "rival"),
+}
+FORWARD = Arm(Trained(causal=True), "a word sees only what stands before it", "ablation")
 
 
 class SaliencyTeacher(CompressionExperiment):
@@ -32,14 +40,11 @@ class SaliencyTeacher(CompressionExperiment):
     testbed = "prompt_texts:plain"
     metric = "meaning_33"
     arms = {
-        "random": Arm("random", "any words", "none"),
-        "first": Arm("first", "the first words", "rival"),
-        "tfidf": Arm("tfidf", "words of high tf-idf", "rival"),
-        "information": Arm("information", "words that SmolLM2 did not expect (Selective Context)", "rival"),
+        **SIMPLE,
         "lookup": Arm("lookup", "words that the teacher keeps elsewhere, no network", "rival"),
         "teacher": Arm("teacher", "the teacher itself, a pass of MiniLM per word", "rival"),
         "student": Arm(Trained(), "LLMLingua-2: two layers of MiniLM taught by the teacher's texts"),
-        "unidirectional": Arm(Trained(causal=True), "a word sees only what stands before it", "ablation"),
+        "unidirectional": FORWARD,
         "shuffled": Arm(Trained(teacher="shuffled"), "taught to keep a random half of the words", "control"),
     }
     claims = (
@@ -109,14 +114,11 @@ class HumanTeacher(CompressionExperiment):
     testbed = "prompt_texts:summaries"
     metric = "human_f1"
     arms = {
-        "random": Arm("random", "any words", "none"),
-        "first": Arm("first", "the first words", "rival"),
-        "tfidf": Arm("tfidf", "words of high tf-idf", "rival"),
-        "information": Arm("information", "words that SmolLM2 did not expect (Selective Context)", "rival"),
+        **SIMPLE,
         "lookup": Arm("lookup", "words that stand in the summaries of other texts, no network", "rival"),
         "student": Arm(Trained(), "LLMLingua-2: two layers of MiniLM taught by the summaries, filtered"),
         "unfiltered": Arm(Trained(filtered=False), "without the filter on VR and AG", "ablation"),
-        "unidirectional": Arm(Trained(causal=True), "a word sees only what stands before it", "ablation"),
+        "unidirectional": FORWARD,
         "shuffled": Arm(Trained(teacher="shuffled"), "taught by the summaries of other texts", "control"),
     }
     claims = (
