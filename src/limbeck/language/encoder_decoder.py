@@ -9,7 +9,8 @@ kind are compared token by token. The two need one tokenizer.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,8 @@ class Decoder:
         self.model: Any = model
         given = encoder_input(model, ids, mask)
         self.mask = given["attention_mask"]
-        self.states = self.model.get_encoder()(**given)
+        encoder = cast(Callable[[], Callable[..., Any]], model.get_encoder)()
+        self.states = encoder(**given)
         self.cache: Any = None
         self.start = ids.new_full((len(ids), 1), start_token(model))
 
