@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
-from pairs import check, write_result
+from pairs import check, conclude
 from torch import Tensor, nn
 
 from limbeck.cache import CacheReader, CacheWriter
@@ -80,12 +80,7 @@ def main() -> None:
         "points": [point.to_dict() for point in points.values()],
         "reading": reading,
     }  # fmt: skip
-    for one in checks:
-        say(f"{'ok  ' if one['passed'] else 'FAIL'} {one['text']}: {one['value']:.3g}")
-    if not quick:
-        write_result("cache_frontier", result, checks)
-    if not all(one["passed"] for one in checks):
-        sys.exit("a target was missed")
+    conclude("cache_frontier", result, checks, quick=quick)
 
 
 def windows(tokenizer: Any, count: int) -> Tensor:

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
-from pairs import check, measure_pair, write_result
+from pairs import check, conclude, measure_pair
 
 from limbeck.data.sharegpt import exchanges
 from limbeck.job.plan import Plan, make_plan
@@ -74,12 +74,7 @@ def main() -> None:
         check("a step from the cache over one with a live teacher, time", against_live.ratio, at_most=1.0),
         check("reading over a step from the cache, time", read / against_live.a, at_most=0.03),
     ]
-    for one in checks:
-        say(f"{'ok  ' if one['passed'] else 'FAIL'} {one['text']}: {one['value']:.3g}")
-    if not quick:
-        write_result("cached_language_model", result, checks)
-    if not all(one["passed"] for one in checks):
-        sys.exit("a target was missed")
+    conclude("cached_language_model", result, checks, quick=quick)
 
 
 def tokens(batch: dict[str, Any]) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pairs import check, measure_pair, write_result
+from pairs import check, conclude, measure_pair
 from torch import Tensor, nn
 
 from limbeck.cache import CacheReader, CacheWriter, write_cache
@@ -46,11 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         training, checks = training_pairs(Path(folder) / "training", quick)
         reading = reading_speed(Path(folder) / "reading", quick)
-    if not quick:
-        path = write_result("cached_training", {"training": training, "reading": reading}, checks)
-        say(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
-    if not all(one["passed"] for one in checks):
-        sys.exit("a target was missed")
+    conclude("cached_training", {"training": training, "reading": reading}, checks, quick=quick)
 
 
 def training_pairs(folder: Path, quick: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from pairs import check, measure_pair, write_result
+from pairs import check, conclude, measure_pair
 from torch import Tensor, nn
 from venvs import compare_beside
 
@@ -244,10 +244,7 @@ def compare(quick: bool) -> None:
         result[name] = {"prompt_tokens": length, "time": pair.to_dict(), "seconds_of_a_step": spent}
         print(f"prompts of {length} tokens: ours / TRL {pair}; {spent}", flush=True)
         checks.append(check(f"{length} tokens in, {NEW} out: our step over TRL's, time", pair.ratio, at_most=1.0))
-    if not quick:
-        write_result("on_policy_step", result, checks)
-    if not all(one["passed"] for one in checks):
-        sys.exit("a target was missed")
+    conclude("on_policy_step", result, checks, quick=quick)
 
 
 if __name__ == "__main__":

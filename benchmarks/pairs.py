@@ -1,8 +1,8 @@
 """Timings as pairs in one run: two pieces of work alternate, so that a busy machine slows both alike.
 
-from pairs import measure_pair, write_result
+from pairs import check, conclude, measure_pair
 pair = measure_pair(ours, yardstick, repeats=21, warmup=3)
-write_result("training_step", {"image": pair.to_dict()}, [check("time", pair.ratio, at_most=1.03)])
+conclude("training_step", {"image": pair.to_dict()}, [check("time", pair.ratio, at_most=1.03)])
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -110,6 +111,16 @@ def check(text: str, value: float, *, at_most: float | None = None, at_least: fl
     passed = (at_most is None or value <= at_most) and (at_least is None or value >= at_least)
     target = {"at_most": at_most} if at_most is not None else {"at_least": at_least}
     return {"text": text, "value": value, **target, "passed": passed}
+
+
+def conclude(name: str, result: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], *, quick: bool = False) -> None:
+    """The end of a benchmark: say every check, write the result unless ``quick``, fail on a missed target."""
+    for one in checks:
+        print("ok  " if one["passed"] else "FAIL", f"{one['text']}: {one['value']:.3g}", flush=True)
+    if not quick:
+        write_result(name, result, checks)
+    if not all(one["passed"] for one in checks):
+        sys.exit("a target was missed")
 
 
 def write_result(name: str, result: Mapping[str, Any], checks: Sequence[Mapping[str, Any]] = ()) -> Path:

@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from pairs import check, measure_pair, write_result
+from pairs import check, conclude, measure_pair
 from torch import Tensor, nn
 from torch.utils.data import Sampler, TensorDataset
 from venvs import compare_beside
@@ -277,10 +277,7 @@ def compare(quick: bool) -> None:
             if not options:
                 text = f"{name}: a step of torchdistill's own loop over ours, time"
                 checks.append(check(text, pair.ratio, at_least=1.2))
-    if not quick:
-        write_result("torchdistill_loop", result, checks)
-    if not all(one["passed"] for one in checks):
-        sys.exit("a target was missed")
+    conclude("torchdistill_loop", result, checks, quick=quick)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from pairs import check, measure_pair, write_result
+from pairs import check, conclude, measure_pair
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -151,10 +150,7 @@ def main() -> None:
             check(f"{name}: our step over a hand-written one, time", pair.ratio, at_most=1.03),
             check(f"{name}: peak memory", ratio, at_most=1.05),
         ]
-    if not quick:
-        write_result("training_step", result, checks)
-    if not all(one["passed"] for one in checks):
-        sys.exit("a target was missed")
+    conclude("training_step", result, checks, quick=quick)
 
 
 if __name__ == "__main__":

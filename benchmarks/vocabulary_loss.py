@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 import torch.nn.functional as F
-from pairs import RESULTS, check, measure_pair, write_result
+from pairs import RESULTS, check, conclude, measure_pair
 from torch import Tensor
 
 from limbeck.losses import divergences
@@ -241,9 +241,7 @@ def judge(results: dict[str, Any]) -> None:
         growth = {side: own_bytes(large, side) / own_bytes(small, side) for side in ("chunked", "plain")}
         large["memory_growth_from_49152"] = growth
         checks.append(check(f"{case}: memory at 131072 over memory at 49152 classes", growth["chunked"], at_most=1.15))
-    write_result("vocabulary_loss", results, checks)
-    for entry in checks:
-        print("ok  " if entry["passed"] else "FAIL", entry["text"], f"{entry['value']:.3g}")
+    conclude("vocabulary_loss", results, checks)
 
 
 if __name__ == "__main__":

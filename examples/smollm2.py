@@ -69,7 +69,7 @@ def record(out: Path, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     models |= {name: result["models"]["student"] for name, result in found.items()}
     kept = ("seconds", "training seconds", "student", "data", "versions", "machine", "commit", "dirty")
     return {
-        "title": first["title"],
+        "title": f"SmolLM2-135M-Instruct to {COMMON['student']}, on {CHATS} chats",
         "primary_metric": first["primary_metric"],
         "models": models,
         "arms": {

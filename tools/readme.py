@@ -1,8 +1,8 @@
-"""Writes the numbers of README.md, and its picture, from the ledger.
+"""Writes the numbers of README.md and docs/language.md, and the picture, from the ledger.
 
-python tools/readme.py                          bring README.md and docs/demo.svg in line with the ledger
+python tools/readme.py                          bring the pages and docs/demo.svg in line with the ledger
 python tools/readme.py --record demo/result.json   take a finished demo into the ledger first
-python tools/readme.py --check                  fail if README.md or the picture is stale
+python tools/readme.py --check                  fail if a page is stale
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ from limbeck.report.tables import against_teacher, format_value
 from limbeck.systems import registry
 
 ROOT = Path(__file__).resolve().parents[1]
-README, PICTURE, DEMO = ROOT / "README.md", ROOT / "docs" / "demo.svg", ROOT / "ledger" / "examples" / "demo.json"
+README, LANGUAGE, PICTURE = ROOT / "README.md", ROOT / "docs" / "language.md", ROOT / "docs" / "demo.svg"
+EXAMPLES = ROOT / "ledger" / "examples"
+DEMO = EXAMPLES / "demo.json"
 BENCHMARKS = {
     "training_step": "training step against a hand-written PyTorch loop",
     "torchdistill_loop": "training step against torchdistill's own loop",
     "cached_training": "training from the cache against training without a teacher",
+    "cached_language_model": "step of a language model (half of SmolLM2) from the cache against a live teacher",
     "cache_frontier": "bytes per token of a cached language model (SmolLM2, 51,000 tokens) and what they cost in KL",
     "on_policy_step": "an on-policy step of a language model against TRL's GKD trainer",
     "vocabulary_loss": "chunked vocabulary loss against the plain one, vocabulary 131,072",
 }
+SPOKEN = ("perplexity", "kl", "agreement", "rouge_l", "rouge_l_to_teacher", "tokens_per_second", "parameters", "bytes")
 SHOWN = ("recall@10", "mrr", "cosine", "parameters", "bytes", "latency_p50_ms", "throughput_ratio")
 
 
@@ -40,14 +44,20 @@ def main() -> None:
     if options.record:
         record(json.loads(options.record.read_text()))
     demo = json.loads(DEMO.read_text())
-    parts = {"demo": demo_lines(demo), "systems": systems_lines(), "benchmarks": benchmark_lines()}
-    text = filled(README.read_text(), parts)
+    smollm2, trials = (json.loads((EXAMPLES / f"{name}.json").read_text()) for name in ("smollm2", "smollm2_trials"))
+    parts = {
+        README: {"demo": demo_lines(demo), "systems": systems_lines(), "benchmarks": benchmark_lines()},
+        LANGUAGE: {"smollm2": smollm2_lines(smollm2), "trials": trial_lines(trials)},
+    }
+    texts = {page: filled(page.read_text(), inner) for page, inner in parts.items()}
     picture = plots.quality_latency("demo", demo["models"], demo["primary_metric"])
     if options.check:
-        if README.read_text() != text:
-            sys.exit("README.md is stale: run tools/readme.py")
+        stale = [page.name for page, text in texts.items() if page.read_text() != text]
+        if stale:
+            sys.exit(f"{', '.join(stale)}: stale, run tools/readme.py")
         return
-    README.write_text(text)
+    for page, text in texts.items():
+        page.write_text(text)
     PICTURE.write_text(picture.wide if picture is not None else "")
 
 
@@ -78,6 +88,31 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
         f"{minutes:.1f} minutes on {machine['cores']} cores ({machine['processor']}, torch {versions['torch']}); "
         f"the ONNX file differs by at most {difference:.0e}.", "", "![Quality against latency](docs/demo.svg)",
     ]  # fmt: skip
+
+
+def smollm2_lines(example: dict[str, Any]) -> list[str]:
+    """Teacher, cut student and the students of every way to train it."""
+    models, arms = example["models"], example["arms"]
+    rows = {measure(name).label: [format_value(name, one.get(name)) for one in models.values()] for name in SPOKEN}
+    trained = [arms.get(name) for name in models]
+    rows["optimiser steps"] = [str(arm["settings"]["steps"]) if arm else "–" for arm in trained]
+    minutes = [arm["manifest"]["training seconds"] / 60 if arm else None for arm in trained]
+    rows["minutes of training"] = ["–" if value is None else f"{value:.0f}" for value in minutes]
+    return table_lines(["", *models], [[label, *cells] for label, cells in rows.items()])
+
+
+def trial_lines(example: dict[str, Any]) -> list[str]:
+    """What went wrong on purpose, and what was seen."""
+    seen = {
+        name: "; ".join(f"{key}: {f'{value:.3g}' if isinstance(value, float) else value}" for key, value in one.items())
+        for name, one in example["trials"].items()
+    }
+    return table_lines(["tried", "seen"], [[name, text] for name, text in seen.items()])
+
+
+def table_lines(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A table in Markdown."""
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *[f"| {' | '.join(row)} |" for row in rows]]
 
 
 def systems_lines() -> list[str]:

@@ -44,8 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/trials"))
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    rows = itertools.islice(exchanges(), CHATS)
-    (out / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_chats(out / "chats.jsonl", exchanges())
     teacher = ("--teacher", f"hf:{SmolLM2().folder}", "--data", f"jsonl:{out / 'chats.jsonl'}", *TASK)
     seen = out / "seen.json"
     found: dict[str, Any] = json.loads(seen.read_text()) if seen.is_file() else {}
@@ -56,6 +55,10 @@ def main() -> None:
             write_text(seen, json.dumps(found))
             print(f"{name}: {json.dumps(found[name])}", flush=True)
     write_text(LEDGER, json.dumps({"trials": found, "manifest": environment()}, indent=1) + "\n")
+
+
+def write_chats(path: Path, rows: Iterator[dict[str, str]]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in itertools.islice(rows, CHATS)))
 
 
 def full_disk(out: Path, teacher: tuple[str, ...]) -> dict[str, Any]:
@@ -106,8 +109,12 @@ def changed_teacher(out: Path, teacher: tuple[str, ...]) -> dict[str, Any]:
 def absent_server(out: Path, teacher: tuple[str, ...]) -> dict[str, Any]:
     """A llama-cpp-python server, killed in the middle of a training and started again ten seconds later."""
     port, log, student = free_port(), out / "server.log", fresh(out / "served-student")
+    # This server takes texts, not tokens: one that is cut may be read in other tokens, which is refused.
+    short = out / "short.jsonl"
+    write_chats(short, exchanges((80, 160), longest_prompt=80))
     source = f"server:http://127.0.0.1:{port},model={NAME},top=20"
-    command = limbeck("distill", *teacher, *DISTILL, "--signals", source, "--out", str(student))
+    given = (*teacher, *DISTILL, "--data", f"jsonl:{short}", "--batch-size", "2", "--max-length", "128")
+    command = limbeck("distill", *given, "--signals", source, "--out", str(student))
     with llama(log, port):
         training = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         checkpoint = student / "training" / "log.jsonl"
@@ -175,7 +182,9 @@ def children(process: int) -> list[int]:
 def wait_for(there: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 900) -> None:
     until = time.monotonic() + seconds
     while not there():
-        expect(process.poll() is None and time.monotonic() < until, "it ended before it could be disturbed")
+        expect(time.monotonic() < until, "nothing came that could be disturbed")
+        if process.poll() is not None and not there():
+            sys.exit(f"it ended too early: {process.communicate()[0]}")
         time.sleep(0.2)
 
 

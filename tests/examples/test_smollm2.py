@@ -54,3 +54,8 @@ def test_arms_end_in_one_table(example: ModuleType, tmp_path: Path) -> None:
         assert arm["manifest"]["training seconds"] > 0
     (reason,) = [line["reason"] for line in found["arms"]["cached"]["plan"] if line["key"] == "steps"]
     assert reason.startswith("3, as given")
+
+
+def test_the_ledger_holds_what_the_example_would_run(example: ModuleType) -> None:
+    ledger = json.loads(example.LEDGER.read_text())
+    assert {name: arm["settings"] for name, arm in ledger["arms"].items()} == example.ARMS
