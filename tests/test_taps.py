@@ -10,87 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel
 
 from limbeck.errors import UserError
-from limbeck.taps import Taps, blocks, edit, modules_by_path, paths_of, swap
-
-
-def plain() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
-
-
-def bert() -> nn.Module:
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 30}
-    return BertModel(BertConfig(num_hidden_layers=3, max_position_embeddings=16, **sizes)).eval()
-
-
-def vit() -> nn.Module:
-    from transformers import ViTConfig, ViTModel
-
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
-    return ViTModel(ViTConfig(image_size=8, patch_size=4, num_channels=1, num_hidden_layers=3, **sizes)).eval()
-
-
-def gpt2() -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(n_layer=3, n_embd=8, n_head=2, vocab_size=30, n_positions=16)).eval()
-
-
-def resnet() -> nn.Module:
-    from limbeck.models.timm import import_timm
-
-    torch.manual_seed(0)
-    return import_timm().create_model("resnet10t", num_classes=5, in_chans=1).eval()
-
-
-class UNet(nn.Module):
-    """Stages named as those of diffusers: blocks of resnets and samplers, with a skip connection."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv_in = nn.Conv2d(1, 4, 3, padding=1)
-        self.down_blocks = nn.ModuleList([self.block(4, 8), self.block(8, 8)])
-        self.mid_block = self.block(8, 8)
-        self.up_blocks = nn.ModuleList([self.block(8, 8), self.block(8, 4)])
-        self.conv_out = nn.Conv2d(4, 1, 3, padding=1)
-
-    @staticmethod
-    def block(channels: int, out: int) -> nn.Module:
-        return nn.ModuleDict({"resnets": nn.ModuleList([nn.Conv2d(channels, out, 1), nn.Conv2d(out, out, 1)])})
-
-    def forward(self, sample: Tensor) -> dict[str, Tensor]:
-        x = self.conv_in(sample)
-        for block in [*self.down_blocks, self.mid_block, *self.up_blocks]:
-            for layer in block["resnets"]:
-                x = layer(x)
-        return {"sample": self.conv_out(x)}
-
-
-IMAGE = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-TOKENS = {"input_ids": torch.arange(10).view(2, 5)}
-CASES: dict[str, tuple[Callable[[], nn.Module], Any, str, list[int], str, str, str]] = {
-    # network, input, a tap, its shape, a block's pattern, the last stage, the embedding layer
-    "plain": (plain, torch.ones(2, 4), "2", [2, 6], "*", "", ""),
-    "bert": (bert, TOKENS, "encoder.layer.1", [2, 5, 8], "encoder.layer.*", "encoder.layer.2",
-             "embeddings.word_embeddings"),
-    "vit": (vit, IMAGE[:, :, :8, :8], "embeddings.patch_embeddings.projection", [2, 8, 2, 2], "", "", ""),
-    "gpt2": (gpt2, TOKENS, "transformer.h.0.mlp", [2, 5, 8], "transformer.h.*", "transformer.h.2", "transformer.wte"),
-    "resnet": (resnet, IMAGE, "layer2.0.conv1", [2, 128, 4, 4], "layer?", "", ""),
-    "unet": (UNet, IMAGE, "mid_block.resnets.1", [2, 8, 32, 32], "", "", "conv_in"),
-}  # fmt: skip
-
-
-def call(model: nn.Module, given: Any) -> Any:
-    return model(**given) if isinstance(given, dict) else model(given)
+from limbeck.taps import Taps, edit, modules_by_path, swap
+from tests.networks import CASES, TOKENS, bert, call, gpt2, plain, vit
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -119,68 +42,6 @@ def test_a_pattern_gives_numbered_signals_in_order(name: str) -> None:
     assert list(signals) == [f"block.{index}" for index in range(len(signals))]
     assert len(signals) >= 3
     assert len({tensor.data_ptr() for tensor in signals.values()}) > 1
-
-
-@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "resnet"])
-def test_every_network_has_its_roles(name: str) -> None:
-    build, given, *_, last, embedding = CASES[name]
-    model = build()
-    taps = Taps(model, {"block": "every_block", "last": "last_stage", "first": "embedding_layer"})
-    with taps.capture() as signals:
-        call(model, given)
-    numbered = [key for key in signals if key.startswith("block.")]
-    assert torch.equal(signals["last"], signals[numbered[-1]])
-    if last:
-        assert taps.where["last"].path == last
-        assert taps.where["first"].path == embedding
-        assert len(numbered) == 3
-
-
-def test_blocks_of_stages_side_by_side_are_all_blocks() -> None:
-    taps = Taps(resnet(), {"block": "every_block", "last": "last_stage"})
-    assert [tap.path for tap in taps.where.values()] == ["layer1.0", "layer2.0", "layer3.0", "layer4.0", "layer4.0"]
-
-    class Towers(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.image = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(9, 9) for _ in range(2))})
-            self.text = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(4, 4) for _ in range(3))})
-
-    paths = [tap.path for tap in Taps(Towers(), {"block": "every_block"}).where.values()]
-    assert paths == ["image.layers.0", "image.layers.1"]
-
-
-def test_the_head_is_the_last_linear_layer() -> None:
-    assert Taps(gpt2(), {"head": "head"}).where["head"].path == "lm_head"
-    assert Taps(plain(), {"head": "head"}).where["head"].path == "4"
-
-
-def test_the_outermost_of_nested_stacks_is_the_stack_of_blocks() -> None:
-    path, stack = blocks(bert())
-    assert path == "encoder.layer"
-    assert len(stack) == 3
-    with pytest.raises(UserError, match="every_block; allowed: a network with a stack of like blocks"):
-        blocks(nn.Linear(2, 2))
-
-
-@pytest.mark.parametrize("path", ["encoder.layer.3", "encoder.layers.1", "enc.*.dense", "last_stag"])
-def test_a_path_that_matches_nothing_lists_the_near_names(path: str) -> None:
-    with pytest.raises(UserError) as caught:
-        Taps(bert(), {"mid": path})
-    assert str(caught.value).startswith(f"tap mid: given {path}; allowed: ")
-    near = "last_stage" if path.startswith("last") else "encoder"
-    assert near in str(caught.value)
-
-
-@pytest.mark.parametrize("path", ["encoder.layer.1:outputs", "encoder.layer.1:input:output"])
-def test_a_wrong_mark_is_refused(path: str) -> None:
-    with pytest.raises(UserError, match="PATH:input or PATH:output"):
-        Taps(bert(), {"mid": path})
-
-
-def test_a_container_that_is_never_called_is_refused_at_once() -> None:
-    with pytest.raises(UserError, match="given encoder.layer; allowed: a module that is called; a ModuleList"):
-        Taps(bert(), {"mid": "encoder.layer"})
 
 
 def test_input_reads_what_goes_in_also_by_keyword_and_before_it_is_overwritten() -> None:
@@ -340,16 +201,6 @@ def test_a_copy_of_network_and_taps_has_taps_of_its_own() -> None:
     assert not mine
 
 
-def test_a_module_used_twice_has_two_paths() -> None:
-    shared = nn.Linear(4, 4)
-    model = nn.Sequential(shared, nn.ReLU(), shared)
-    assert set(paths_of(model)) == {"0", "1", "2"}
-    taps = Taps(model, {"last": "2"})
-    with taps.capture() as signals:
-        out = model(torch.ones(1, 4))
-    assert torch.equal(signals["last"], out)
-
-
 @pytest.mark.parametrize("order", ["taps first", "compiled first", "compiled and run first", "in place"])
 def test_taps_work_under_compile(order: str) -> None:
     model, given = plain(), torch.randn(3, 4)
@@ -370,16 +221,6 @@ def test_taps_work_under_compile(order: str) -> None:
         assert signals["mid"].requires_grad
     runner(given)
     assert taps._store.signals is None
-
-
-def test_wrappers_do_not_show_in_paths() -> None:
-    model = plain()
-    model[2] = torch.compile(model[2], backend="eager")
-    wrapped = DataParallel(torch.compile(model, backend="eager"))
-    assert set(modules_by_path(wrapped)) == {"", "0", "1", "2", "3", "4"}
-    with Taps(wrapped, {"mid": "2"}).capture() as signals:
-        pass
-    assert signals == {}
 
 
 class Chain(nn.Module):

@@ -112,6 +112,8 @@ class HeadLogits:
 
 
 Signals = Mapping[str, Tensor | SparseLogits | HeadLogits]
+#: Signal of a source that cannot answer every sample, bool ``[B]``: objectives do not count the others.
+TOLD = "told"
 Batch = Mapping[str, Any]
 Forward = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
@@ -153,8 +155,9 @@ def name_output(output: Any) -> dict[str, Tensor]:
 
 
 def pick(signals: Signals, names: Iterable[str], role: str) -> dict[str, Any]:
-    """The named signals, or an error that lists what the ``role`` (student, teacher) offers."""
-    chosen = {}
+    """The named signals, with :data:`TOLD` if it is there, or an error that lists what the ``role`` (student, teacher)
+    offers."""
+    chosen = {TOLD: signals[TOLD]} if TOLD in signals else {}
     for name in names:
         if name not in signals:
             raise UserError(

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.condensation.evaluation import Training, averaged, evaluate, predictions, train_fresh
+from limbeck.condensation.evaluation import Training, averaged, evaluate, train_fresh
 from limbeck.condensation.store import DistilledSet
 from limbeck.data.split import Split
 from limbeck.engine import OptimizerSettings
 from limbeck.errors import UserError
+from limbeck.measure import logits_of
 from limbeck.models.small import MLP
 
 NETWORKS = {"linear": lambda: MLP(2, (), 2), "mlp": lambda: MLP(2, (8,), 2)}
@@ -46,7 +47,7 @@ def test_weights_decide_what_is_learnt() -> None:
 def test_a_run_is_its_seed() -> None:
     data = blobs(20, 0)
     one, same, other = (train_fresh(NETWORKS["mlp"], data, TRAINING, seed=seed) for seed in (1, 1, 2))
-    logits = [predictions(model, data) for model in (one, same, other)]
+    logits = [logits_of(model, data) for model in (one, same, other)]
     assert torch.equal(logits[0], logits[1])
     assert not torch.equal(logits[0], logits[2])
     assert not one.training
@@ -124,10 +125,9 @@ def test_validation_chooses_the_epoch_and_test_samples_do_not() -> None:
     slow = OptimizerSettings(lr=1e-3, schedule="constant")
     trainings = {steps: Training(steps=steps, batch_size=8, optimizer=slow) for steps in (50, 100, 150)}
     found = {
-        steps: predictions(train_fresh(NETWORKS["mlp"], wrong, one, seed=2), held_out)
-        for steps, one in trainings.items()
+        steps: logits_of(train_fresh(NETWORKS["mlp"], wrong, one, seed=2), held_out) for steps, one in trainings.items()
     }
     right = {steps: float((one.argmax(-1) == held_out.labels).double().mean()) for steps, one in found.items()}
     assert right[50] > right[150]
     chosen = train_fresh(NETWORKS["mlp"], wrong, trainings[150], seed=2, validation=held_out)
-    assert torch.equal(predictions(chosen, held_out), found[50])
+    assert torch.equal(logits_of(chosen, held_out), found[50])

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from limbeck.condensation.experts import ExpertPool, FreshNetworks
+from limbeck.condensation.experts import FreshNetworks
 from limbeck.condensation.images import SyntheticImages
 from limbeck.condensation.matching import DistributionMatching, distil, feature_width
 from limbeck.data.siamese import SiameseAugment
@@ -19,6 +18,8 @@ from limbeck.engine import OptimizerSettings
 from limbeck.errors import UserError
 from limbeck.losses import cross_entropy, mean_discrepancy
 from limbeck.models.convnet import ConvNet
+from tests.condensation.helpers import expert_pool
+from tests.engine.helpers import Cut, Die
 
 TARGET = torch.arange(3).repeat(8)
 REAL = Split(
@@ -30,14 +31,6 @@ REAL = Split(
 
 def build() -> nn.Module:
     return ConvNet(3, 1, 8, depth=1, width=4)
-
-
-def pool() -> ExpertPool:
-    states = []
-    for seed in range(4):
-        torch.manual_seed(seed)
-        states.append(build().state_dict())
-    return ExpertPool(build, states[:2], states[2:])
 
 
 def means(synthetic: Tensor, real: Tensor) -> Tensor:
@@ -57,7 +50,7 @@ class Stretch(nn.Module):
 
 def matching(distance: Any = means, **options: Any) -> DistributionMatching:
     images = SyntheticImages.start("noise", REAL, 1, factor=2)
-    return DistributionMatching(images, pool(), distance, **options)
+    return DistributionMatching(images, expert_pool(build), distance, **options)
 
 
 def test_it_brings_the_distributions_together() -> None:
@@ -110,7 +103,7 @@ def test_classes_in_parts_give_the_same_set(calibration: float) -> None:
 def test_calibration_lowers_the_cross_entropy_under_the_trained_end() -> None:
     def entropy(made: Any) -> float:
         images = SyntheticImages.load(made)
-        return sum(float(cross_entropy(pool().trained(one)(images()), images.labels)) for one in range(2))
+        return sum(float(cross_entropy(expert_pool(build).trained(one)(images()), images.labels)) for one in range(2))
 
     faster = OptimizerSettings(lr=0.05, weight_decay=0.0, schedule="constant")
     sets = [
@@ -146,19 +139,6 @@ def test_otherwise_it_follows_its_schedule() -> None:
     assert rates == pytest.approx([0.0, 1e-3])
 
 
-class Cut(Exception):
-    """Stands for a machine that dies."""
-
-
-class DieAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        if pl_module.steps_done == self.step:
-            raise Cut
-
-
 @pytest.mark.parametrize("step", [2, 5])
 def test_it_resumes_bit_for_bit(step: int, tmp_path: Path) -> None:
     def run(**options: Any) -> Any:
@@ -168,7 +148,7 @@ def test_it_resumes_bit_for_bit(step: int, tmp_path: Path) -> None:
 
     whole = run()
     with pytest.raises(Cut):
-        run(out=tmp_path, checkpoint_seconds=0.0, callbacks=[DieAt(step)])
+        run(out=tmp_path, checkpoint_seconds=0.0, callbacks=[Die(step)])
     resumed = run(out=tmp_path, checkpoint_seconds=0.0, resume=True)
     assert all(torch.equal(one, other) for one, other in zip(whole, resumed))
 

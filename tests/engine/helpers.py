@@ -67,6 +67,18 @@ class Die(Callback):
             raise Cut
 
 
+class DieAfter(Callback):
+    """Ends everything after so many steps, of however many trainings."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Cut
+
+
 def states(module: LightningModule, source: Any = None) -> dict[str, Tensor]:
     """All that must be equal: weights, buffers, and a changing teacher's."""
     found = dict(module.state_dict())

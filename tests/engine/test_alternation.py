@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from limbeck.data.loaders import TensorLoader
@@ -18,6 +17,7 @@ from limbeck.errors import UserError
 from limbeck.objectives import ScoreMSE
 from limbeck.signals import Batch
 from limbeck.sources import PseudoLabels, Source
+from tests.engine.helpers import Cut, DieAfter
 
 INPUT = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 
@@ -112,26 +112,12 @@ def test_a_seed_decides_everything_and_turns_draw_different_heads() -> None:
     assert len({tuple(one.tolist()) for one in drawn}) == 4
 
 
-class Cut(Exception):
-    pass
-
-
-class DieAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Cut
-
-
 @pytest.mark.parametrize("step", [2, 9, 15])
 def test_a_cut_run_goes_on_to_the_same_bits(tmp_path: Path, step: int) -> None:
     whole = [weights(network) for _, network in alternation().run(2)]
     with pytest.raises(Cut):
         for _ in alternation(
-            out=tmp_path, labels=PseudoLabels(tmp_path / "labels"), callbacks=[DieAt(step)], checkpoint_seconds=0.0
+            out=tmp_path, labels=PseudoLabels(tmp_path / "labels"), callbacks=[DieAfter(step)], checkpoint_seconds=0.0
         ).run(2):
             pass
     resumed = alternation(out=tmp_path, labels=PseudoLabels(tmp_path / "labels"), resume=True)

@@ -17,6 +17,7 @@ from limbeck.engine.one_class import mean_loss
 from limbeck.errors import UserError
 from limbeck.objectives import LevelCosine, TargetMSE
 from limbeck.sources import Given
+from tests.engine.helpers import Cut, Die
 
 GENERATOR = torch.Generator().manual_seed(0)
 DATA = Split(torch.randn(16, 4, generator=GENERATOR), torch.randn(16, 4, generator=GENERATOR), torch.arange(16))
@@ -85,20 +86,12 @@ def test_a_judge_needs_a_validation() -> None:
 
 
 def test_good_training_goes_on_after_a_cut_bit_for_bit(tmp_path: Path) -> None:
-    class Cut(Exception):
-        pass
-
-    class Die(Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            if pl_module.steps_done == 13:
-                raise Cut
-
     recipe = OneClassRecipe(epochs=12, batch_size=4, lr=0.3, patience=1, stop=4)
     whole = distiller(recipe)
     kept = fit_good(whole, TRAIN, HELD, recipe, summed=False)
     where: dict[str, Any] = {"out": tmp_path, "checkpoint_seconds": 0.0}
     with pytest.raises(Cut):
-        fit_good(distiller(recipe), TRAIN, HELD, recipe, summed=False, callbacks=[Die()], **where)
+        fit_good(distiller(recipe), TRAIN, HELD, recipe, summed=False, callbacks=[Die(13)], **where)
     again = distiller(recipe)
     resumed = fit_good(again, TRAIN, HELD, recipe, summed=False, resume=True, **where)
     assert resumed.best_epoch == kept.best_epoch

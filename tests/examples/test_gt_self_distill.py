@@ -1,23 +1,16 @@
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from transformers import BertForSequenceClassification
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "gt-self-distill.py"
+from tests.scripts import load_script
 
 
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("example_gt_self_distill", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/gt-self-distill.py")
 
 
 def test_it_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,18 +9,12 @@ from types import ModuleType
 import pytest
 
 from tests.models.tiny import save_chat_llama
-
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "smollm2.py"
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("example_smollm2", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/smollm2.py")
 
 
 def test_arms_end_in_one_table(example: ModuleType, tmp_path: Path) -> None:

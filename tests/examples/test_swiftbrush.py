@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import pytest
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "swiftbrush.py"
+from tests.scripts import run_script
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    run_script("examples/swiftbrush.py")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("4 steps; terms generator/vsd")
     assert lines[1] == "teacher moved by 0, fake score by something"

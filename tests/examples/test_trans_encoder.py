@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,16 +9,11 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import BertForSequenceClassification, RobertaForSequenceClassification
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "trans-encoder.py"
+from tests.scripts import load_script
 
 
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("example_trans_encoder", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/trans-encoder.py")
 
 
 def test_it_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:

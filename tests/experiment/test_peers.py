@@ -10,8 +10,8 @@ import torch
 from limbeck.data.split import Splits
 from limbeck.errors import UserError
 from limbeck.experiment import Arm, Outcome
-from limbeck.experiment.logits import logits_of
 from limbeck.experiment.peers import PeerExperiment
+from limbeck.measure import logits_of
 from limbeck.objectives import KL, CrossEntropy
 
 ALONE = {"student": None, "teacher": None}

@@ -191,7 +191,7 @@ def test_a_server_gets_its_options(job: Job, monkeypatch: pytest.MonkeyPatch) ->
     with teaching(plan):
         words, options = asked[0]
     assert words == ("http://127.0.0.1:9", "tiny", plan.teacher.tokenizer)
-    assert options == {"top": 5, "patience": 2.5, "size": _vocabulary(job)}
+    assert options == {"top": 5, "patience": 2.5, "unread": 0.2, "size": _vocabulary(job)}
     for wrong, message in (("top=5", "model's name is missing"), ("model=a,k=5", "signals option: given k")):
         with pytest.raises(UserError, match=message):
             plan_of(job, signals=f"server:http://127.0.0.1:9,{wrong}")

@@ -20,7 +20,7 @@ from limbeck.job.progress import Progress
 from limbeck.job.settings import Settings
 from limbeck.job.teacher_texts import write_teacher_texts
 from limbeck.job.teachers import teaching
-from limbeck.servers import ServerRefused
+from limbeck.servers import ServerRefused, TokenTexts
 from limbeck.signals import SparseLogits
 from tests.job.helpers import COMMON, plan_of
 from tests.models.tiny import chat_tokenizer, save_chat_llama
@@ -136,6 +136,73 @@ def test_it_writes_the_texts_once(
         plan = served(address(other, top=20), student, chat_table, **TEXTS)
         with teaching(plan) as live, pytest.raises(UserError, match="texts.jsonl, of another generator"):
             write_teacher_texts(plan, out, live, Progress(quiet=True))
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> str:
+    """Conversations, of which one in eight has a number that :func:`imitation.splits_numbers` reads otherwise."""
+    rows = [
+        {"prompt": f"what does {'12 ' if number % 8 == 0 else ''}{chr(97 + number // 8)} {chr(97 + number % 8)}"}
+        for number in range(60)
+    ]
+    path = tmp_path / "numbers.jsonl"
+    path.write_text("".join(json.dumps({**row, "completion": "it sits"}) + "\n" for row in rows))
+    return f"jsonl:{path}"
+
+
+def test_texts_that_the_server_reads_otherwise_are_left_out_and_counted(
+    student: str, numbers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--task", "causal-lm", "--data", numbers, "--max-length", "100"]
+    train = ["--student", student, "--epochs", "1", "--answers", "0", "--baseline", "none"]
+    with serving("llama-cpp", tokenizer=imitation.splits_numbers()) as server:
+        known = address(server, top=20, tokenizer=student)
+        cache = ["cache", *common, "--out", str(tmp_path / "cache"), "--teacher"]
+        assert main([*cache, known]) == 0
+        told = json.loads(capsys.readouterr().out)
+        count, asked = told["left_out"], told["samples"]
+        assert 0 < count < asked / 5
+        assert main(["cache", "show", str(tmp_path / "cache")]) == 0
+        assert json.loads(capsys.readouterr().out)["left_out"] == count
+        words = ["distill", *common, *train, "--teacher", known]
+        assert main([*words, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "cached")]) == 0
+        assert main([*words, "--out", str(tmp_path / "live")]) == 0
+        words += ["--text", "teacher", "--decoding", "length=3", "--objective", "cross_entropy"]
+        assert main([*words, "--out", str(tmp_path / "written")]) == 0
+        capsys.readouterr()
+        assert main([*cache, f"{known},unread=0.05"]) == 2
+        expected = f"reads {count} of {asked} texts in other tokens than the tokenizer, more than 5%"
+        assert expected in capsys.readouterr().err
+    found = {name: json.loads((tmp_path / name / "result.json").read_text()) for name in ("cached", "live", "written")}
+    assert found["cached"]["manifest"]["texts left out"] == f"{count} of {asked}"
+    assert any(f"{count} of {asked} texts" in note for note in found["cached"]["notes"])
+    assert found["live"]["manifest"]["texts left out"].split()[0] != "0"
+    assert found["written"]["manifest"]["prompts left out"] == f"{count} of {asked}"
+    losses = [found[name]["models"]["student"]["perplexity"] for name in ("cached", "live")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_texts_are_cut_where_a_server_reads_the_same_tokens(student: str, server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl"
+    path.write_text("".join(json.dumps({"text": f"the cat {n} \u4e2d\u6587" * 4}) + "\n" for n in range(20)))
+    given = (student, f"jsonl:{path}")
+    whole = plan_of((student, *given), **{**SHORT, "max_length": 21})
+    plan = plan_of((address(server), *given), **{**SHORT, "max_length": 21})
+    assert whole.language is not None
+    assert plan.language is not None
+    texts = TokenTexts(plan.student.tokenizer)
+    before, after = whole.language.splits.train.input, plan.language.splits.train.input
+    assert any(texts.text_of(one.ids.tolist()) is None for one in before)
+    assert all(texts.text_of(one.ids.tolist()) is not None for one in after)
+    for one, other in zip(before, after, strict=True):
+        cut = len(one) - len(other)
+        assert 0 <= cut < 5
+        assert other.lost == one.lost + cut
+        assert other.ids.tolist() == one.ids[: len(other)].tolist()
+        assert other.learnt.tolist() == one.learnt[: len(other)].tolist()
+    assert [len(one) for one in plan.language.splits.test.input] == [
+        len(one) for one in whole.language.splits.test.input
+    ]
 
 
 def test_a_template_of_the_reference(server: Server, student: str, chat_table: Path, tmp_path: Path) -> None:

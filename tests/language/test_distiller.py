@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from limbeck.data.loaders import TensorLoader
 from limbeck.engine import fit
@@ -24,6 +23,7 @@ from limbeck.language import (
 from limbeck.losses import cross_entropy
 from limbeck.objectives import ClippedKL, DataCrossEntropy, SpanProduct
 from limbeck.systems.language.multi_granularity.identities import END, PAD, network, texts
+from tests.engine.helpers import Cut, Die
 
 DECODING = Decoding(6, END, PAD)
 
@@ -80,22 +80,13 @@ def test_training_learns_logs_and_moves_the_bounds() -> None:
     assert all(weight.grad is None for network in one.teacher.modules() for weight in network.parameters())  # type: ignore[union-attr]
 
 
-class DieAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        if pl_module.steps_done == self.step:
-            raise RuntimeError("cut")
-
-
 def test_resumes_bit_for_bit_with_its_buffer(tmp_path: Path) -> None:
     whole = distiller(replayed())
     fit(whole, loader(), steps=7, accelerator="cpu")
-    with pytest.raises(RuntimeError, match="cut"):
+    with pytest.raises(Cut):
         fit(
             distiller(replayed()), loader(), steps=7, accelerator="cpu", out=tmp_path, checkpoint_seconds=0.0,
-            callbacks=[DieAt(4)],
+            callbacks=[Die(4)],
         )  # fmt: skip
     again = distiller(replayed())
     fit(again, loader(), steps=7, accelerator="cpu", out=tmp_path, resume=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,30 @@ def test_logits_are_those_of_every_row_alone(build: Any) -> None:
             alone = model(torch.tensor([[*context, *text]])).logits[0, len(context) :]
             torch.testing.assert_close(found["logits"][row, : len(text)], alone, atol=1e-5, rtol=1e-4)
     assert torch.equal(found["counted"], batch.text_mask)
+
+
+@MODELS
+def test_a_context_of_several_rows_is_read_once(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    batch = InContext.pad(
+        [[5, 6, 7, 8], [9, 4], [5, 6, 7, 8], [5, 6, 7, 8]], [[3, 4], [4, 5, 6], [7, 8, 9], [2]], pad=0
+    )
+    widths: list[tuple[int, int]] = []
+    forward = model.forward
+
+    def counted(*given: Any, **options: Any) -> Any:
+        widths.append(tuple(options["input_ids"].shape))
+        return forward(*given, **options)
+
+    counted.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(model, "forward", counted)
+    with torch.no_grad():
+        found = full_context_logits(model, batch.batch())["logits"]
+        assert widths == [(2, 4), (4, 3)]
+        for row in range(4):
+            alone = full_context_logits(model, batch.select(torch.tensor([row])).batch())["logits"][0]
+            mask = batch.text_mask[row]
+            torch.testing.assert_close(found[row][mask], alone[mask], atol=1e-5, rtol=1e-4)
 
 
 @MODELS

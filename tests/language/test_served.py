@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 
 from limbeck.data.views import view_seeds
 from limbeck.errors import UserError
-from limbeck.language import Decoding, OnPolicy, SequenceDistiller, Sequences, ServedDecoding, Step
+from limbeck.language import Decoding, OnPolicy, SequenceDistiller, Sequences, ServedDecoding, Step, write_texts
 from limbeck.objectives import CrossEntropy
-from limbeck.servers import ServerRefused, TokenTexts
+from limbeck.servers import Misread, ServerRefused, TokenTexts
 from tests.servers import imitation
 from tests.servers.imitation import NAME, drop, model, serving, tokenizer
 
@@ -74,6 +75,31 @@ def test_the_end_that_a_server_keeps_to_itself_is_put_back() -> None:
         writer = served(server)
         server.faults = [ended]
         assert writer(None, prompts().select(torch.tensor([0]))).answer.tolist() == [[9, 8, 0]]
+
+
+def test_nothing_is_written_behind_a_prompt_that_is_read_otherwise() -> None:
+    asked = Sequences.pad([TEXTS.encode(one) for one in (ASKED[0], "the 12 birds")], pad=0)
+    with serving("llama-cpp", tokenizer=imitation.splits_numbers()) as server:
+        with pytest.raises(Misread, match="where the tokenizer has"):
+            served(server)(None, asked)
+        writer = served(server, unread=0.5)
+        found = writer(None, asked)
+        alone = writer(None, asked.select(torch.tensor([0])).trimmed())
+    assert found.lengths.tolist() == [alone.lengths.item(), 0]
+    assert found.answer[0].tolist() == alone.answer[0].tolist()
+    assert (writer.questions.asked, writer.questions.unread) == (3, 1)
+
+
+def test_prompts_that_were_left_out_are_asked_again(tmp_path: Path) -> None:
+    asked, ids = Sequences.pad([TEXTS.encode(one) for one in (ASKED[0], "the 12 birds")], pad=0), torch.tensor([4, 7])
+    with serving("llama-cpp", tokenizer=imitation.splits_numbers()) as server:
+        text = write_texts(served(server, unread=0.5), None, asked, ids, file=tmp_path / "texts.jsonl")
+        assert text.written.lengths[1] == 0
+    with serving("llama-cpp") as server:
+        again = write_texts(served(server), None, asked, ids, file=tmp_path / "texts.jsonl")
+        assert len(server.asked) == 1 + 1, "the probe, and the prompt that was left out"
+    assert again.written.lengths[1] > 0
+    assert torch.equal(again.written.answer[0], text.written.answer[0])
 
 
 def test_requests_switch_off_the_servers_own_filters() -> None:

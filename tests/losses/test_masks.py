@@ -67,11 +67,7 @@ def test_the_guessed_iou_is_compared_with_the_real_one_which_is_a_constant():
 @pytest.mark.parametrize("loss", [mask_focal, mask_dice, partial(mask_focal, gamma=0.0, alpha=None)])
 def test_the_contract(loss):
     for target in (TARGET, SOFT):
-        check.check_reductions(loss, LOGITS, target)
-        check.check_weight(loss, LOGITS, target)
-        check.check_masked_rows(loss, LOGITS, target)
-        check.check_split(loss, LOGITS, target)
-        check.check_row_order(loss, LOGITS, target)
+        check.check_contract(loss, LOGITS, target)
         check.check_leading_axes(loss, LOGITS, target)
         check.check_gradient(loss, LOGITS, target)
 

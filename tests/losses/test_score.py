@@ -77,11 +77,7 @@ def test_denoising_weighs_samples():
 def test_the_contract(loss, others):
     for per_row in ("mean", "sum"):
         bound = partial(loss, per_row=per_row)
-        check.check_reductions(bound, X, *others)
-        check.check_weight(bound, X, *others)
-        check.check_masked_rows(bound, X, *others)
-        check.check_split(bound, X, *others)
-        check.check_row_order(bound, X, *others)
+        check.check_contract(bound, X, *others)
         check.check_half(bound, X * 5e1, *(other * 5e1 for other in others))
     if loss is not toward_target:
         check.check_gradient(loss, X[:2], *(other[:2] for other in others))

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.data.split import Split
 from limbeck.errors import UserError
-from limbeck.measure import features_of, linear_probe, neighbour_probe
+from limbeck.measure import linear_probe, neighbour_probe
 
 
 def blobs(seed: int, count: int = 200, classes: int = 3, gap: float = 4.0) -> tuple[Tensor, Tensor]:
@@ -45,15 +44,6 @@ def test_the_vote_is_weighted_by_cosine() -> None:
     # One near neighbour outvotes two that are far.
     assert neighbour_probe(train, labels, test, torch.tensor([0]), neighbours=3) == 1.0
     assert neighbour_probe(train, labels, test, torch.tensor([0]), neighbours=3, temperature=1e3) == 0.0
-
-
-def test_features_come_in_order_from_eval_mode() -> None:
-    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
-    split = Split(torch.randn(10, 4), None, torch.arange(10))
-    found = features_of(model, split.batches(3), lambda network, batch: network(batch["input"]))
-    torch.testing.assert_close(found, model[0](split.input).detach())
-    assert model.training
-    assert not found.is_inference()
 
 
 def test_what_does_not_fit_is_refused() -> None:

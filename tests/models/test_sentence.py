@@ -1,4 +1,4 @@
-"""Sentence encoders on a tiny random BERT and a tokenizer made here."""
+"""Sentence encoders on a tiny random BERT."""
 
 from __future__ import annotations
 
@@ -12,23 +12,8 @@ from limbeck.errors import UserError
 from limbeck.export import export
 from limbeck.models.sentence import SentenceEncoder, pool
 from limbeck.signals import run_network
+from tests.models.tiny import bert_config, word_tokenizer
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "lazy",
-    "dog",
-    "a",
-    "still",
-    "of",
-    "copper",
-    "##s",
-    "##ed",
-]
 TEXTS = [
     "the quick brown fox",
     "a dog",
@@ -40,32 +25,13 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from tokenizers import BertWordPieceTokenizer
-
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=BertWordPieceTokenizer(vocabulary)._tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=24,
-    )
+    return word_tokenizer()
 
 
 @pytest.fixture
 def bert():
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS) + 5,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=24,
-    )
-    return transformers.BertModel(config).eval()
+    return transformers.BertModel(bert_config(2)).eval()
 
 
 def test_pooling_by_hand():

@@ -57,6 +57,18 @@ def test_terms_of_one_name_are_told_apart() -> None:
     torch.testing.assert_close(found["kl_3"], terms(KL(3.0))["kl"])
 
 
+def test_samples_that_the_teacher_says_nothing_about_do_not_count() -> None:
+    told = torch.tensor([True, False, True, True, False, True])
+    objective = 0.5 * CrossEntropy() + KL()
+    teacher = {"logits": TEACHER.where(told[:, None], torch.nan), "told": told}
+    found = objective({"logits": STUDENT}, teacher, BATCH)
+    for name, value in terms(objective, mask=told).items():
+        torch.testing.assert_close(found[name], value)
+    mask = torch.tensor([True, True, False, True, False, False])
+    both = objective({"logits": STUDENT}, teacher, {**BATCH, "mask": mask})
+    torch.testing.assert_close(total(both), total(terms(objective, mask=mask & told)))
+
+
 def test_needs_are_those_of_all_parts() -> None:
     objective = 0.5 * CrossEntropy(student="head") + FeatureMSE(student="mid", teacher="tap") + KL()
     assert objective.needs.student == ("head", "mid", "logits")

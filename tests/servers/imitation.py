@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -40,6 +41,15 @@ def tokenizer(text: str = TEXT) -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|end|>"
     )
+
+
+@cache
+def splits_numbers() -> Any:
+    """The same tokens, but every digit is read alone: what is left of a tokenizer after a careless conversion."""
+    made = copy.deepcopy(tokenizer())
+    parts = [tokenizers.pre_tokenizers.Digits(individual_digits=True), made.backend_tokenizer.pre_tokenizer]
+    made.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(parts)
+    return made
 
 
 @cache
@@ -161,8 +171,8 @@ class Handler(BaseHTTPRequestHandler):
         return 200, {"choices": [{"text": "x", "logprobs": said}], "usage": {"prompt_tokens": len(ids)}}
 
     def print(self, number: int) -> str:
-        table = TokenTexts(self.server.tokenizer)
-        return "" if number in table.controls else self.server.contents[number].decode("utf-8", "ignore")
+        texts = self.server.texts
+        return "" if number in texts.controls else texts.bytes[number].decode("utf-8", "ignore")
 
     def written(self, ids: list[int], body: dict[str, Any], name: str) -> dict[str, Any]:
         """Samples, or the most probable tokens at temperature 0; they depend on the prompt and the seed alone."""
@@ -196,7 +206,7 @@ class Server(ThreadingHTTPServer):
         self.tokenizer = tokenizer()
         for name, value in options.items():
             setattr(self, name, value)
-        self.contents = TokenTexts(self.tokenizer).bytes
+        self.texts = TokenTexts(self.tokenizer)
         # Made here and not in the first requests, which would draw its weights side by side.
         log_probs([0], self.seed)
         self.url = f"http://127.0.0.1:{self.server_port}"

@@ -24,6 +24,14 @@ def test_the_contract_of_every_source(space: str) -> None:
     check_source(Average([live(0), live(1)], [1, 3], space=space), batch(), NEEDS)
 
 
+def test_a_sample_that_one_says_nothing_about_does_not_count() -> None:
+    told = torch.arange(12) != 3
+    silent = Table(batch()["id"], {"logits": torch.zeros(12, 5), "told": told})
+    found = Average([live(0), silent])(batch(), ["logits"])
+    assert torch.equal(found["told"], told)  # type: ignore[arg-type]
+    assert set(Average([live(0)])(batch(), ["logits"])) == {"logits"}
+
+
 def test_logits_are_averaged_by_weight() -> None:
     one, two = (source(batch())["logits"] for source in (live(0), live(1)))
     mixed = Average([live(0), live(1)], [1, 3])(batch(), ["logits"])["logits"]

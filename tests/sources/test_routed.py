@@ -12,7 +12,7 @@ from limbeck.errors import UserError
 from limbeck.language import SequenceDistiller, answer_logits
 from limbeck.objectives import KL
 from limbeck.signals import SparseLogits, run_network
-from limbeck.sources import EMA, Cached, Live, Routed
+from limbeck.sources import EMA, Cached, Live, Routed, Table
 from limbeck.systems.language.multi_granularity.identities import network, texts
 from tests.sources.contract import check_source
 from tests.sources.helpers import NEEDS, Network, batch
@@ -34,6 +34,12 @@ def named(routes: list[str] | torch.Tensor = ROUTES) -> dict[str, Any]:
 
 def test_the_contract_of_every_source() -> None:
     check_source(routed(), named(), NEEDS)
+
+
+def test_what_one_teacher_says_nothing_about_does_not_count() -> None:
+    silent = Table(batch()["id"], {"logits": torch.zeros(12, 5), "told": torch.zeros(12, dtype=torch.bool)})
+    found = Routed({"code": silent, "chat": live(1)}, "domain")(named(), ["logits"])
+    assert found["told"].tolist() == [route == "chat" for route in ROUTES]  # type: ignore[union-attr]
 
 
 def test_every_sample_is_answered_by_its_own_teacher() -> None:

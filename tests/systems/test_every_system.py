@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import Callback
 
 from limbeck.engine.fit import fit
 from limbeck.experiment.base import Experiment, Outcome, load_experiment
 from limbeck.experiment.ledger import read
 from limbeck.systems import registry
+from tests.engine.helpers import Cut, Die
 
 CARDS = {card.slug: card for card in registry.systems()}
 ENTRIES = [(slug, name) for slug in CARDS for name in registry.experiments(slug)]
@@ -73,19 +73,6 @@ def test_experiment_is_fair(slug: str, name: str) -> None:
     assert all(arm.description for arm in found.arms.values())
 
 
-class Cut(Exception):
-    """Stands for a machine that dies."""
-
-
-class DieAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        if pl_module.steps_done == self.step:
-            raise Cut
-
-
 def run_with(monkeypatch: pytest.MonkeyPatch, found: Experiment, arm: str, **more: Any) -> tuple[Outcome | None, int]:
     """Run an arm with further arguments for every training inside it; gives the outcome and the number of trainings."""
     trainings = 0
@@ -120,7 +107,7 @@ def test_resumes_bit_for_bit(slug: str, name: str, monkeypatch: pytest.MonkeyPat
         assert found.run(arm, 0).metrics == whole.metrics
         return
     where = {"out": tmp_path / name, "checkpoint_seconds": 0.0}
-    stopped, _ = run_with(monkeypatch, found, arm, callbacks=[DieAt(3)], **where)
+    stopped, _ = run_with(monkeypatch, found, arm, callbacks=[Die(3)], **where)
     assert stopped is None, "the training was too short to be cut"
     resumed, _ = run_with(monkeypatch, found, arm, resume=True, **where)
     assert resumed is not None

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
-import sys
-from pathlib import Path
 
 import pytest
 
 from limbeck import losses
 from limbeck.errors import LimbeckError
+from tests.scripts import load_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "loss_table.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("loss_table", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["loss_table"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-loss_table = load()
+loss_table = load_script("tools/loss_table.py")
 
 
 def documented(logits, *, mask=None, weight=None, reduction="sum", denominator=None):

@@ -14,7 +14,7 @@ from limbeck.cache.manifest import Manifest
 from limbeck.cache.places import Place
 from limbeck.cache.writer import CacheWriter
 from limbeck.errors import UserError
-from limbeck.signals import Batch, Signals
+from limbeck.signals import Batch, Signals, pick
 
 
 class Teacher(Protocol):
@@ -50,7 +50,7 @@ def write_cache(
         source: the teacher; it may not change during training.
         batches: with ``id``, and ``view`` if the inputs are augmented.
         folder: of the cache.
-        needs: names of the signals to keep.
+        needs: names of the signals to keep; ``told`` is kept with them where the source gives it.
         codec: for all signals, or one per name.
         fingerprint: of what else decides the signals (``preprocessing``, ``tokenizer``, ``data``); the
             teacher's is added.
@@ -79,7 +79,7 @@ def write_cache(
             if not writer.done(ids, views).all():
                 with torch.no_grad():
                     signals = source(batch, needs)
-                kept = {name: signals[name] for name in needs} if needs else signals
+                kept = pick(signals, needs, "teacher") if needs else signals
                 added += writer.write(ids, kept, views, position_mask(batch) if ragged else None)
             seen += len(ids)
             if progress is not None:

@@ -12,7 +12,7 @@ from limbeck.cache.build import Teacher, batch_ids, position_mask
 from limbeck.cache.checks import encode, rows_of, specs_of
 from limbeck.cache.codecs import codec as codec_of
 from limbeck.errors import UserError
-from limbeck.signals import Batch, Signals, dense_or_sparse
+from limbeck.signals import Batch, Signals, dense_or_sparse, pick
 
 #: Id, and where the positions of a ragged sample end.
 _KEY_BYTES = 8
@@ -71,7 +71,7 @@ def estimate(
         source(batch, needs)
         start = time.perf_counter()
         answer = source(batch, needs)
-        signals = {name: answer[name] for name in needs} if needs else dict(answer)
+        signals = pick(answer, needs, "teacher") if needs else dict(answer)
         mask = position_mask(batch).cpu() if ragged else None
         count = len(batch_ids(batch))
         by_row, exact = _row_bytes(signals, count, mask, ragged, codec)

@@ -14,17 +14,22 @@ from limbeck.cache.places import Place, place_of
 from limbeck.cache.reader import REMEDY, CacheReader, load_keys
 from limbeck.cache.writer import CacheWriter
 from limbeck.errors import UserError
+from limbeck.signals import TOLD, dense
 
 Folder = str | Path | Place
 
 
 def show(folder: Folder) -> dict[str, Any]:
-    """What a cache holds: samples, signals with codec and error, bytes, where it comes from."""
+    """What a cache holds: samples, signals with codec and error, bytes, where it comes from.
+
+    ``left_out`` counts the samples that the teacher could not answer, where it says so.
+    """
     reader = CacheReader(folder, verify="size", allow_empty=True)
     manifest, samples = reader.manifest, len(reader)
     return {
         "folder": str(reader.folder),
         "samples": samples,
+        **({"left_out": untold(reader)} if TOLD in reader.signals else {}),
         "distinct_ids": len(reader.ids().unique()),
         "views": bool(manifest.views),
         "complete": manifest.complete,
@@ -39,6 +44,13 @@ def show(folder: Folder) -> dict[str, Any]:
         "bytes_per_sample": manifest.bytes / max(samples, 1),
         "fingerprint": manifest.fingerprint,
     }  # fmt: skip
+
+
+def untold(reader: CacheReader) -> int:
+    """Samples of a cache that its teacher could not answer; see :data:`~limbeck.signals.TOLD`."""
+    if TOLD not in reader.signals or not len(reader):
+        return 0
+    return int((~dense(reader.read(reader.ids(), reader.views(), (TOLD,)), TOLD)).sum())
 
 
 def verify(folder: Folder, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from limbeck.condensation.sampling import WeightedLoader
 from limbeck.condensation.store import DistilledSet
-from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
 from limbeck.data.views import epoch_seed
 from limbeck.engine import Distiller, OptimizerSettings, fit
 from limbeck.errors import UserError
-from limbeck.measure import auc, classification
+from limbeck.measure import auc, classification, logits_of
 from limbeck.objectives import CrossEntropy, Objective
-from limbeck.signals import run_network
 
 Network = Callable[[], nn.Module]
 Collate = Callable[[list[Any]], Any]
@@ -76,7 +74,7 @@ def train_fresh(
         held_out = validation
 
         def accuracy(trained: Any) -> dict[str, float]:
-            logits = predictions(trained.student, held_out, training.collate)
+            logits = logits_of(trained.student, held_out, collate=training.collate)
             return {"accuracy": float((logits.argmax(dim=-1) == held_out.labels).double().mean())}
 
         options = {"validate": accuracy, "select": "accuracy"}
@@ -109,7 +107,7 @@ def evaluate(
         for number in range((repeats or {}).get(name, 1)):
             own = seed if number == 0 else epoch_seed(seed, number) % 2**32
             model = train_fresh(network, data, training, weighted=weighted, seed=own, validation=validation)
-            each.append(_metrics(predictions(model, test, training.collate), test.labels))
+            each.append(_metrics(logits_of(model, test, collate=training.collate), test.labels))
         found[name] = {key: sum(one[key] for one in each) / len(each) for key in each[0]}
     return found
 
@@ -124,17 +122,6 @@ def averaged(by_network: Mapping[str, Mapping[str, float]], names: tuple[str, ..
     """The mean of each metric over the networks, and every network's own as ``METRIC_NETWORK``."""
     means = {name: sum(one[name] for one in by_network.values()) / len(by_network) for name in names}
     return means | {f"{name}_{network}": one[name] for name in names for network, one in by_network.items()}
-
-
-def predictions(model: nn.Module, split: Split, collate: Collate | None = None, batch_size: int = 512) -> Tensor:
-    """Logits ``[N, C]`` of a network in eval mode, in the order of the split."""
-    loader = TensorLoader(split, batch_size, shuffle=False, collate=collate)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        parts = [run_network(model, batch)["logits"].float() for batch in loader]
-    model.train(was_training)
-    return torch.cat(parts).clone()
 
 
 def _loader(data: DistilledSet | Split, training: Training, weighted: bool, seed: int) -> WeightedLoader:

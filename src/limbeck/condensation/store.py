@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from limbeck.condensation.packing import Forests, Tiles, narrow, pack, unpack
 from limbeck.data.graphs import Graph
 from limbeck.data.split import Split
-from limbeck.data.store import locked, written_aside
-from limbeck.errors import UserError, first_line
+from limbeck.data.tensor_file import TensorFile
+from limbeck.errors import UserError
 
-_FORMAT = "limbeck-distilled-1"
+_FILE = TensorFile("distilled set", "limbeck-distilled-1", "DistilledSet.save")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,15 +102,11 @@ class DistilledSet:
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file; the old one stays until the new one is whole."""
-        file = Path(path)
-        content = {f"samples/{name}": values.contiguous() for name, values in self.tensors.items()}
-        content["target"] = self.target.contiguous()
+        content = {f"samples/{name}": values for name, values in self.tensors.items()} | {"target": self.target}
         if self.weight is not None:
-            content["weight"] = self.weight.contiguous()
-        header = {"format": _FORMAT, "kind": self.kind, "about": json.dumps(dict(self.about), sort_keys=True)}
-        with locked(f"distilled-{file.name}"), written_aside(file) as aside:
-            save_file(content, aside, header)
-        return file
+            content["weight"] = self.weight
+        about = json.dumps(dict(self.about), sort_keys=True)
+        return _FILE.write(path, content, {"kind": self.kind, "about": about})
 
     @classmethod
     def load(cls, path: str | Path) -> DistilledSet:
@@ -121,17 +115,8 @@ class DistilledSet:
         Raises:
             UserError: no file, or not a distilled set.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                "distilled set", str(path), "a file that DistilledSet.save wrote", first_line(error)
-            ) from error
-        if header.get("format") != _FORMAT:
-            raise UserError("distilled set", str(path), f"a file of the format {_FORMAT}")
+        content, texts = _FILE.read(path)
         samples = {
             name.removeprefix("samples/"): value for name, value in content.items() if name.startswith("samples/")
         }
-        return cls(header["kind"], samples, content["target"], content.get("weight"), json.loads(header["about"]))
+        return cls(texts["kind"], samples, content["target"], content.get("weight"), json.loads(texts["about"]))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck.cache.fingerprint import fingerprint_text
 from limbeck.data.callables import call_reference
-from limbeck.data.partition import complete, text_ids
+from limbeck.data.partition import text_ids
 from limbeck.data.references import DataSet, Request
 from limbeck.data.split import Split, Splits
 from limbeck.errors import UserError
@@ -35,14 +35,7 @@ def read_py(request: Request) -> DataSet:
     given = {name: _split(value, name, request) for name, value in made.items()}
     task, reason = _task(given["train"], request.task)
     classes = _classes(given, request) if task == "classification" else None
-    splits, notes = complete(
-        given,
-        stratify=task == "classification",
-        validation_share=request.validation_share,
-        test_share=request.test_share,
-        seed=request.seed,
-        key=request.key,
-    )
+    splits, notes = request.completed(given, stratify=task == "classification")
     return DataSet(
         splits,
         _modality(given["train"]),

@@ -9,7 +9,6 @@ import torch
 
 from limbeck.cache.fingerprint import fingerprint_text
 from limbeck.data.image_check import checked_images
-from limbeck.data.partition import complete
 from limbeck.data.references import DataSet, Request
 from limbeck.data.split import Split
 from limbeck.data.tables import SPLIT_WORDS, near_files
@@ -43,14 +42,7 @@ def read_image_folder(request: Request) -> DataSet:
         known[name] = [ids, target]
     task = request.task or ("classification" if classes else "embedding")
     notes.insert(0, f"{len(classes)} classes, one per folder" if classes else "images without classes")
-    splits, cut = complete(
-        given,
-        stratify=bool(classes),
-        validation_share=request.validation_share,
-        test_share=request.test_share,
-        seed=request.seed,
-        key=key,
-    )
+    splits, cut = request.completed(given, stratify=bool(classes))
     return DataSet(
         splits,
         "image",

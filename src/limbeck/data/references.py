@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from limbeck.data.split import Splits
+from limbeck.data.partition import complete
+from limbeck.data.split import Split, Splits
 from limbeck.errors import UserError
 
 SCHEMES = {
@@ -82,6 +83,13 @@ class Request:
     def path(self) -> Path:
         """The rest of the reference as a path."""
         return Path(self.rest).expanduser()
+
+    def completed(self, given: dict[str, Split], *, stratify: bool) -> tuple[Splits, list[str]]:
+        """See :func:`~limbeck.data.partition.complete`, with the shares and the seed that were asked for."""
+        return complete(
+            given, stratify=stratify, validation_share=self.validation_share, test_share=self.test_share,
+            seed=self.seed, key=self.key,
+        )  # fmt: skip
 
 
 def load_data(

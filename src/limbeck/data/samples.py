@@ -13,7 +13,7 @@ from limbeck.cache.fingerprint import fingerprint_text
 from limbeck.data.chats import Chat, find_chats, read_chats, routed
 from limbeck.data.columns import Columns, as_text, choose_columns, is_text
 from limbeck.data.image_check import checked_images
-from limbeck.data.partition import complete, text_ids
+from limbeck.data.partition import text_ids
 from limbeck.data.references import DataSet, Pairs, Request
 from limbeck.data.split import Input, Split, Splits
 from limbeck.data.tables import Sheet, read_sheet
@@ -59,14 +59,7 @@ def from_sheet(sheet: Sheet, request: Request) -> DataSet:
         notes += dropped
     if columns.text_pair is not None and task in ("embedding", "features"):
         return _of_pairs(given, request, task, reason, notes)
-    splits, cut = complete(
-        given,
-        stratify=task == "classification",
-        validation_share=request.validation_share,
-        test_share=request.test_share,
-        seed=request.seed,
-        key=request.key,
-    )
+    splits, cut = request.completed(given, stratify=task == "classification")
     return DataSet(
         splits,
         "image" if columns.image else "text",
@@ -121,10 +114,7 @@ def _of_language(sheet: Sheet, columns: dict[str, str], request: Request) -> Dat
         if not kept:
             raise UserError(f"{request.key} column", shown, f"at least one text among the {name} rows")
         given[name] = Split(kept, None, text_ids(_key(chat) for chat in kept))
-    splits, cut = complete(
-        given, stratify=False, validation_share=request.validation_share, test_share=request.test_share,
-        seed=request.seed, key=request.key,
-    )  # fmt: skip
+    splits, cut = request.completed(given, stratify=False)
     return DataSet(
         splits, "text", "causal-lm", "asked for" if request.task else f"column {shown} holds conversations",
         name=request.path.stem, fingerprint={"data": _fingerprint(given)}, notes=notes + cut,
@@ -178,14 +168,7 @@ def _images(
 
 def _of_pairs(given: dict[str, Split], request: Request, task: str, reason: str, notes: list[str]) -> DataSet:
     """Pairs of texts are split as pairs; a network sees both texts of a pair as samples of their own."""
-    splits, cut = complete(
-        given,
-        stratify=False,
-        validation_share=request.validation_share,
-        test_share=request.test_share,
-        seed=request.seed,
-        key=request.key,
-    )
+    splits, cut = request.completed(given, stratify=False)
     pairs = {name: _two(getattr(splits, name).input) for name in ("train", "validation", "test")}
     apart = Splits(*(_singles(pairs[name]) for name in ("train", "validation", "test")))
     return DataSet(

@@ -121,6 +121,8 @@ class Experiment(ABC):
     arms: Mapping[str, Arm] = {}
     claims: Sequence[Claim | Exact] = ()
     seeds: Mapping[str, Sequence[int]] = {"smoke": (0, 1), "full": (0, 1, 2, 3, 4)}
+    #: Names that arms may have in their options; None: whatever a subclass reads.
+    options: tuple[str, ...] | None = None
 
     def __init__(self, size: str = "full") -> None:
         if size not in self.seeds:
@@ -156,6 +158,9 @@ class Experiment(ABC):
                 raise UserError(f"{key}: arm name", name, "letters, digits and _ . + = @ - (it becomes a folder)")
             if arm.role not in ROLES:
                 raise UserError(f"{key}: role of arm {name}", arm.role, ROLES)
+            for option in arm.options:
+                if self.options is not None and option not in self.options:
+                    raise UserError(f"option of arm {name}", option, self.options)
         for claim in self.claims:
             if isinstance(claim, Claim):
                 for side in (claim.arm, claim.over):

@@ -13,7 +13,6 @@ from torch import nn
 from limbeck.condensation.evaluation import Training, averaged, evaluate
 from limbeck.condensation.store import DistilledSet
 from limbeck.data.split import Split, Splits
-from limbeck.errors import UserError
 from limbeck.experiment.base import Experiment, Outcome
 from limbeck.testbeds import Gate, load
 
@@ -73,13 +72,6 @@ class CondensationExperiment(Experiment):
     title = "A small set instead of all data"
     options: tuple[str, ...] = ("weighted", "longer", "augmented")
     repeats: Mapping[str, int] = {}
-
-    def check(self) -> None:
-        super().check()
-        for name, arm in self.arms.items():
-            for option in arm.options:
-                if option not in self.options:
-                    raise UserError(f"option of arm {name}", option, self.options)
 
     def prepare(self) -> dict[str, Any]:
         return {"gate": self.bed.gate().as_dict(), "data": self.bed.data_hashes(), "reference": {}}

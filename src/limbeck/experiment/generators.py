@@ -26,7 +26,7 @@ from limbeck.diffusion.pictures import contact_sheet
 from limbeck.diffusion.samplers import DDIM, Heun
 from limbeck.diffusion.score_distiller import ScoreDistiller
 from limbeck.engine import Distiller, History, OptimizerSettings, fit
-from limbeck.experiment.base import Experiment, Outcome
+from limbeck.experiment.base import Claim, Experiment, Outcome
 from limbeck.experiment.pictures import image, scatter
 from limbeck.objectives.features import FeatureObjective
 from limbeck.sources import Table
@@ -66,6 +66,13 @@ class Regression:
     pairs: int
     steps: int
     lr: float = 1e-3
+
+
+def claim(text: str, arm: str, over: str, metric: str, margin: float = 0.0, source: str = "sheet") -> Claim:
+    """A comparison whose direction the metric decides."""
+    return Claim(
+        text, arm, over, metric, margin, "lower" if metric.endswith(("fid", "score_gap")) else "higher", source
+    )
 
 
 class GeneratorExperiment(Experiment):

@@ -20,9 +20,9 @@ from limbeck.errors import UserError
 from limbeck.experiment.base import Experiment, Outcome
 from limbeck.measure.calibration import reliability
 from limbeck.measure.fidelity import agreement, kl
+from limbeck.measure.outputs import logits_of
 from limbeck.measure.quality import classification
 from limbeck.objectives import CrossEntropy, Objective
-from limbeck.signals import run_network
 from limbeck.sources import Table
 from limbeck.testbeds import Testbed, load
 
@@ -64,9 +64,6 @@ class LogitExperiment(Experiment):
     def check(self) -> None:
         super().check()
         for name, arm in self.arms.items():
-            for option in arm.options:
-                if option not in self.options:
-                    raise UserError(f"option of arm {name}", option, self.options)
             if (teacher := arm.options.get("teacher", "trained")) not in TEACHERS:
                 raise UserError(f"teacher of arm {name}", teacher, TEACHERS)
 
@@ -219,16 +216,6 @@ def drawn_reliability(logits: Tensor, target: Tensor) -> dict[str, list[float]]:
         "accuracy": [round(one.accuracy, 4) for one in bins],
         "share": [round(one.count / len(target), 4) for one in bins],
     }
-
-
-def logits_of(model: nn.Module, split: Split, batch_size: int = 512) -> Tensor:
-    """Logits of ``model`` in eval mode on a whole split, float32 ``[N, C]``; its own mode is kept."""
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        parts = [run_network(model, batch)["logits"].float() for batch in split.batches(batch_size)]
-    model.train(was_training)
-    return torch.cat(parts).clone()
 
 
 def _other(members: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,8 +15,8 @@ from limbeck.engine.fit import History
 from limbeck.engine.peers import UPDATES
 from limbeck.errors import UserError
 from limbeck.experiment.base import Outcome
-from limbeck.experiment.logits import LogitExperiment, drawn_reliability, logits_of, make_objective
-from limbeck.measure import classification, ece_interval, fit_temperature
+from limbeck.experiment.logits import LogitExperiment, drawn_reliability, make_objective
+from limbeck.measure import classification, ece_interval, fit_temperature, logits_of
 from limbeck.measure.fidelity import agreement, kl
 from limbeck.objectives import Objective
 from limbeck.sources import Table

@@ -16,6 +16,7 @@ from limbeck.data.loaders import TensorLoader
 from limbeck.data.references import DataSet
 from limbeck.data.split import Split, Splits
 from limbeck.errors import LimbeckError, UserError
+from limbeck.job.served import readable
 from limbeck.job.teachers import ROUTE, SignalChoice
 from limbeck.language import (
     Decoding,
@@ -61,6 +62,8 @@ class Language:
         alignment: how a teacher of another tokenizer reads them.
         written: training samples with the teacher's answers, once they are there.
         answers: the teacher's greedy answers to held-out prompts, once it was measured.
+        unread: ``texts`` and ``prompts`` that a teacher behind a server read in other tokens, and how many it was asked
+            about.
     """
 
     splits: Splits
@@ -73,6 +76,7 @@ class Language:
     alignment: Alignment | None = None
     written: Split | None = None
     answers: list[str] = field(default_factory=list)
+    unread: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def writer(self) -> Writer:
         """A new writer, with nothing in its buffer."""
@@ -180,9 +184,16 @@ def columns(samples: Sequence[Encoded], *, pad: int, prompts: bool) -> dict[str,
 
 
 def read_language(
-    data: DataSet, reader: Network, text: str, decoding: Mapping[str, float], vocabulary: int | None
-) -> tuple[Language, DataSet, list[str]]:
+    data: DataSet, reader: Network, text: str, decoding: Mapping[str, float], vocabulary: int | None, *,
+    served: bool = False,
+) -> tuple[Language, DataSet, list[str]]:  # fmt: skip
     """Tokens of all samples, the data without those that teach nothing, and notes.
+
+    Args:
+        reader: the network whose tokenizer and chat template read the data.
+        text, decoding, vocabulary: see :class:`Language`.
+        served: whether a server is asked about the training texts, some only by their text: what is cut is then cut
+            where that text has the same tokens again.
 
     Raises:
         UserError: the data are no texts, nothing is left to learn, or a setting of the text is wrong.
@@ -203,6 +214,8 @@ def read_language(
         split: Split = getattr(data.splits, part)
         with quiet():
             rows = [prepare.encode(sample) for sample in split.input]
+            if served and part == "train":
+                rows = readable(rows, tokenizer)
         counts = Counts.of(rows)
         # Whoever writes needs prompts alone.
         good = [

@@ -139,6 +139,7 @@ def result_of(
             "data": plan.data.describe(),
             "seconds": round(seconds, 1),
             "training seconds": round(training_seconds, 1),
+            **{f"{what} left out": f"{count} of {asked}" for what, (count, asked) in _unread(plan).items()},
             **{f"{name} hash": value for name, value in plan.data.fingerprint.items()},
             **environment(),
         },
@@ -155,9 +156,20 @@ def _alignment(plan: Plan) -> dict[str, Any]:
 
 
 def _notes(plan: Plan, models: dict[str, dict[str, float]]) -> list[str]:
-    """What a reader should not overlook: a teacher that was not measured, or did not help."""
+    """What a reader should not overlook: a teacher that was not measured, left texts out, or did not help."""
     away = [f"The teacher is {note}." for note in plan.teacher.notes] if plan.address else []
+    away += [
+        f"{count:,} of {asked:,} {what} that the teacher's server was asked about are left out: it reads them in other "
+        "tokens than the tokenizer."
+        for what, (count, asked) in _unread(plan).items()
+        if count
+    ]
     return away + _no_help(plan, models)
+
+
+def _unread(plan: Plan) -> dict[str, tuple[int, int]]:
+    """Texts that a teacher behind a server could not read, and how many it was asked about."""
+    return plan.language.unread if plan.language is not None else {}
 
 
 def _no_help(plan: Plan, models: dict[str, dict[str, float]]) -> list[str]:

@@ -18,7 +18,7 @@ from limbeck.job.alignment import align, aligned_signals
 from limbeck.job.fitting import check_fit, checked_augment
 from limbeck.job.language import Language, heads_in_chunks, read_language
 from limbeck.job.references import as_data, as_networks
-from limbeck.job.served import Address, ServedTeacher
+from limbeck.job.served import Address, ServedTeacher, is_served
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import SignalChoice, check_teachers, language_signals, parse_signals
 from limbeck.language import is_aligned
@@ -164,7 +164,10 @@ def make_plan(settings: Settings) -> Plan:
     language = None
     if task == "causal-lm":
         vocabulary = shared_vocabulary(student if aligned else teacher, student)
-        language, data, notes = read_language(data, student, settings.text, settings.decoding, vocabulary)
+        served = address is not None or is_served(settings.signals)
+        language, data, notes = read_language(
+            data, student, settings.text, settings.decoding, vocabulary, served=served
+        )
         choose.note("text", notes)
         if aligned:
             choose.note("alignment", align(language, teacher, student, data.splits).describe())

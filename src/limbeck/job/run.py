@@ -22,6 +22,7 @@ from limbeck.job.plan import Plan, example_inputs, frozen_copy, make_plan
 from limbeck.job.preview import preview
 from limbeck.job.progress import Progress
 from limbeck.job.references import keep_decoded
+from limbeck.job.served import note_unread
 from limbeck.job.settings import Settings
 from limbeck.job.teacher_texts import write_teacher_texts
 from limbeck.job.teachers import teaching
@@ -87,6 +88,8 @@ def run(settings: Settings, progress: Progress) -> dict[str, Any]:
             folder = Path(settings.cache) if settings.cache else out / "cache"
             source = cached_teacher(plan, folder, live, progress)
         history = train_student(plan, source, out / "training", progress)
+        if plan.language is not None and source is live:
+            note_unread(plan.language, live)
         fingerprint = live.fingerprint()
     learned = frozen_copy(plan.student.module)
     models, reliability, baseline = _measure(plan, start, learned, out, progress)

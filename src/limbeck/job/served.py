@@ -1,26 +1,36 @@
-"""A teacher behind a server: how it is named, what stands for its network in a plan, and who asks it."""
+"""A teacher behind a server: how it is named, what stands for its network in a plan, who asks it, and what it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from limbeck.cache import CacheReader
+from limbeck.cache.tools import untold
 from limbeck.errors import UserError
 from limbeck.language import Decoding, ServedDecoding
+from limbeck.models.chat_input import Encoded
 from limbeck.models.network import Network
+from limbeck.servers import UNREAD, TokenTexts
+from limbeck.sources import Source
 from limbeck.sources.server import TOP, Server
+
+if TYPE_CHECKING:
+    from limbeck.job.language import Language
 
 #: What a reference to a server begins with, as ``--teacher`` and as ``--signals``.
 SCHEME = "server:"
+# Tokens of one character, or of line ends and spaces in a row, that a cut may have parted.
+_FEW = 8
 _FORM = "server:http://HOST:PORT,model=NAME,top=20"
-_CONNECTION: dict[str, Callable[[str], Any]] = {
-    "dialect": str, "concurrency": int, "timeout": float, "patience": float,
+_ASKING: dict[str, Callable[[str], Any]] = {
+    "dialect": str, "concurrency": int, "timeout": float, "patience": float, "unread": float,
 }  # fmt: skip
 _OPTIONS: dict[str, Callable[[str], Any]] = {
-    "model": str, "top": int, **_CONNECTION, "revision": str, "tokenizer": str,
+    "model": str, "top": int, **_ASKING, "revision": str, "tokenizer": str,
 }  # fmt: skip
 
 
@@ -56,7 +66,7 @@ class Address:
             if name not in _OPTIONS:
                 raise UserError(f"{key} option", name, _OPTIONS)
         try:
-            options = {name: _OPTIONS[name](value) for name, value in given.items()}
+            options = {"unread": UNREAD, **{name: _OPTIONS[name](value) for name, value in given.items()}}
         except ValueError as error:
             raise UserError(key, text, "numbers for top, concurrency and seconds", str(error)) from None
         return cls(url, options.pop("model"), options, options.pop("tokenizer", ""))
@@ -72,7 +82,7 @@ class Address:
 
     def writer(self, tokenizer: Any, how: Decoding, revision: str) -> ServedDecoding:
         """What lets it write."""
-        options = {name: self.options[name] for name in _CONNECTION if name in self.options}
+        options = {name: self.options[name] for name in _ASKING if name in self.options}
         return ServedDecoding(
             self.url, self.model, tokenizer, length=how.length, pad=how.pad, temperature=how.temperature,
             top_p=how.top_p, revision=revision, **options,
@@ -92,6 +102,33 @@ class ServedTeacher(Network):
     def describe(self) -> str:
         """See :class:`~limbeck.models.network.Network`."""
         return f"{self.reference}: a language model behind a server"
+
+
+def note_unread(language: Language, live: Source, cache: CacheReader | None = None) -> None:
+    """Count the texts that a server read in other tokens: those of a whole ``cache``, or else those asked so far.
+
+    Raises:
+        ServerRefused: the cache lacks more of its texts than may be left out.
+    """
+    if not isinstance(live, Server):
+        return
+    found = live.questions.unread, live.questions.asked
+    if cache is not None:
+        found = untold(cache), len(cache)
+        live.questions.check(*found)
+    language.unread["texts"] = found
+
+
+def readable(rows: Sequence[Encoded], tokenizer: Any) -> list[Encoded]:
+    """Texts that were cut, without the few last tokens that their own text would not be cut into."""
+    texts, made = TokenTexts(tokenizer), []
+    for one in rows:
+        lengths = range(len(one), max(len(one) - _FEW, 1), -1) if one.lost else ()
+        fit = (length for length in lengths if texts.text_of(one.ids[:length].tolist()) is not None)
+        length = next(fit, len(one))
+        lost = one.lost + len(one) - length
+        made.append(replace(one, ids=one.ids[:length], learnt=one.learnt[:length], lost=lost))
+    return made
 
 
 def is_served(reference: Any) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from limbeck.cache import tools
+from limbeck.cache import CacheReader, tools
 from limbeck.errors import LimbeckError, UserError
 from limbeck.job.plan import make_plan
 from limbeck.job.progress import Progress
-from limbeck.job.served import Address, is_served
+from limbeck.job.served import Address, is_served, note_unread
 from limbeck.job.settings import Settings
 from limbeck.job.teachers import teaching
 from limbeck.job.train import cache_costs, cached_teacher, kept_signals
@@ -74,6 +74,9 @@ def write_signals(
     if plan.language is not None:
         tokens = plan.language.positions()
         found |= {"tokens": tokens, "bytes_per_token": size / tokens}
+        if plan.address is not None:
+            note_unread(plan.language, live, CacheReader(out))
+            found["left_out"] = plan.language.unread["texts"][0]
     return found
 
 

@@ -14,7 +14,7 @@ from limbeck.errors import UserError
 from limbeck.job.language import Language, columns
 from limbeck.job.plan import Plan
 from limbeck.job.progress import Progress
-from limbeck.language import Generator, Sequences, TeacherText, write_texts
+from limbeck.language import Generator, Sequences, ServedDecoding, TeacherText, write_texts
 from limbeck.models.chat_input import Encoded
 from limbeck.signals import move
 from limbeck.sources import Server, Source
@@ -68,11 +68,19 @@ def _written(plan: Plan, language: Language, path: Path, live: Source, progress:
             progress=advance,
         )  # fmt: skip
     answers: Any = stored.written.answer, stored.written.answer_mask
-    made = []
+    if isinstance(generator, ServedDecoding):
+        unread = int((stored.written.lengths == 0).sum())
+        generator.questions.check(unread, len(rows))
+        language.unread["prompts"] = unread, len(rows)
+    made, ids = [], []
     for sample, number in zip(samples, split.id.tolist(), strict=True):
         row = stored.rows[number]
         answer = answers[0][row][answers[1][row]].cpu()
+        # A prompt that the server reads in other tokens is left out.
+        if not len(answer):
+            continue
         prompt = sample.ids[: max(1, sample.start)]
         learnt = torch.cat([torch.zeros(len(prompt), dtype=torch.bool), torch.ones(len(answer), dtype=torch.bool)])
         made.append(Encoded(torch.cat([prompt, answer]), learnt, 0, sample.teacher, sample.teacher_prompt))
-    return Split(made, None, split.id)
+        ids.append(number)
+    return Split(made, None, torch.tensor(ids))

@@ -21,6 +21,7 @@ from limbeck.job.assess import assess, text_lengths
 from limbeck.job.language import language_distiller
 from limbeck.job.plan import Plan
 from limbeck.job.progress import Progress
+from limbeck.job.served import note_unread
 from limbeck.job.teachers import with_head
 from limbeck.objectives import CrossEntropy, InfoNCE, Objective, TargetMSE
 from limbeck.signals import Batch, Forward
@@ -98,6 +99,8 @@ def cached_teacher(
         shutil.rmtree(folder)
         _fill(plan, folder, live, loader, fingerprint, progress, part)
     source = Cached(folder, expect={"teacher": live.fingerprint(), **fingerprint})
+    if plan.language is not None:
+        note_unread(plan.language, live, source.reader)
     return with_head(plan, source)
 
 

@@ -182,13 +182,28 @@ def full_context_logits(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     Returns:
         ``logits`` ``[B, X, V]`` at the text's tokens, each about the next one; ``counted`` ``[B, X]``, the text's mask.
 
-    The head is not run on the context where the model allows it.
+    The head is not run on the context where the model allows it, and a context that several rows share is read once.
     """
     given = InContext.of(batch["input"])
-    ids = torch.cat([given.context, given.text], 1)
     mask = torch.cat([given.context_mask, given.text_mask], 1)
-    logits = _run(model, {"input_ids": ids}, mask, given.text.shape[1])
+    context, known, rows = different_contexts(given.context, given.context_mask)
+    if len(context) < len(given) and "past_key_values" in inspect.signature(model.forward).parameters:
+        options = {"attention_mask": known.long(), "position_ids": positions(known), "use_cache": True}
+        read = model(input_ids=context, **options).past_key_values
+        read.batch_select_indices(rows)
+        logits = _run(model, {"input_ids": given.text, "past_key_values": read}, mask, given.text.shape[1])
+    else:
+        logits = _run(model, {"input_ids": torch.cat([given.context, given.text], 1)}, mask, given.text.shape[1])
     return {"logits": logits, "counted": given.text_mask}
+
+
+def different_contexts(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Every context once: tokens ``[b, C]`` and bool mask ``[b, C]``, and the number ``[B]`` of each row's."""
+    if len(context) < 2 or not context.numel():
+        return context, mask, torch.arange(len(context), device=context.device)
+    both = torch.stack([context.masked_fill(~mask, 0), mask.long()], 1)
+    found, rows = both.unique(dim=0, return_inverse=True)
+    return found[:, 0], found[:, 1].bool(), rows
 
 
 def prefixed_logits(model: nn.Module, prefix: Prefix, text: Tensor, text_mask: Tensor) -> Tensor:
@@ -225,7 +240,8 @@ def _run(model: nn.Module, given: dict[str, Tensor], mask: Tensor, keep: int) ->
     accepted = inspect.signature(model.forward).parameters
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
     if "position_ids" in accepted:
-        options["position_ids"] = positions(mask)
+        # Columns that a cache holds already are in the mask, and not among the tokens.
+        options["position_ids"] = positions(mask)[:, -next(iter(given.values())).shape[1] :]
     if "logits_to_keep" in accepted:
         options["logits_to_keep"] = keep
     logits: Tensor = model(**given, attention_mask=mask.long(), **options).logits

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
-from limbeck.language.in_context import InContext, Prefix, prefixed_logits
+from limbeck.language.in_context import InContext, Prefix, different_contexts, prefixed_logits
 from limbeck.language.sequences import positions
 from limbeck.nn.projectors import TokenProjector
 from limbeck.signals import Batch
@@ -59,12 +59,10 @@ class ContextCompressor(nn.Module):
 
     def forward(self, context: Tensor, context_mask: Tensor) -> Prefix:
         """Args: tokens ``[B, C]`` and their bool mask; C may be 0. Rows with the same context are read once."""
-        if len(context) > 1 and context.numel():
-            both = torch.stack([context.masked_fill(~context_mask, 0), context_mask.long()], 1)
-            different, rows = both.unique(dim=0, return_inverse=True)
-            if len(different) < len(context):
-                once = self(different[:, 0], different[:, 1].bool())
-                return Prefix(once.vectors[rows], once.mask[rows])
+        different, known, rows = different_contexts(context, context_mask)
+        if len(different) < len(context):
+            once = self(different, known)
+            return Prefix(once.vectors[rows], once.mask[rows])
         longest = int(context_mask.sum(1).max()) if context_mask.numel() else 0
         if self.limit is not None and longest > self.limit:
             raise UserError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from limbeck.cache.fingerprint import fingerprint_text
 from limbeck.errors import UserError
 from limbeck.language.sequences import Sequences
-from limbeck.servers import Connection, Sampling, TokenTexts, meet
+from limbeck.servers import Connection, Questions, Sampling, TokenTexts, Written, meet
 
 _SEEDS = 2**31
 _PROBE = "The capital of France"
@@ -31,7 +31,12 @@ class ServedDecoding:
         tokenizer: of transformers; its ``eos_token_id`` ends a text.
         length: tokens of an answer at most, with what it begins with. pad: filler; the end token if None.
         temperature, top_p: of the samples.
+        unread: share of the prompts that may be left out since the server reads them in other tokens: nothing is
+            written behind them. With 0 the first is an error; see :class:`~limbeck.servers.Questions`.
         revision: what tells the model from another of the same name.
+
+    Attributes:
+        questions: counts the prompts that were asked and left out.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class ServedDecoding:
         timeout: float = 120.0,
         patience: float = 300.0,
         key: str | None = None,
+        unread: float = 0.0,
         revision: str = "",
     ) -> None:
         if not temperature > 0:
@@ -62,6 +68,7 @@ class ServedDecoding:
         self.end = int(tokenizer.eos_token_id)
         self.pad = self.end if pad is None else pad
         self.connection = Connection(url, timeout=timeout, patience=patience, concurrency=concurrency, key=key)
+        self.questions = Questions(self.connection, unread)
         texts = TokenTexts(tokenizer)
         self.dialect = meet(self.connection, model, texts, top=1, dialect=dialect)
         self.dialect.settle_writing(
@@ -73,14 +80,19 @@ class ServedDecoding:
         begun = [row[mask].tolist() for row, mask in zip(given.answer, given.answer_mask, strict=True)]
         prompts = [row[mask].tolist() for row, mask in zip(given.prompt, given.prompt_mask, strict=True)]
         rows = [row for row, one in enumerate(begun) if len(one) < self.length and one[-1:] != [self.end]]
-        bodies = []
-        for row in rows:
+
+        def request(row: int) -> dict[str, Any]:
             seed = 0 if views is None else int(views[row]) % _SEEDS
             temperature = 0.0 if views is None else self.temperature
             how = Sampling(self.length - len(begun[row]), temperature, 1.0 if views is None else self.top_p, seed)
-            bodies.append(self.dialect.writing(prompts[row] + begun[row], how))
-        for row, answer in zip(rows, self.connection.post_all(self.dialect.path, bodies), strict=True):
-            found = self.dialect.written(answer, prompts[row] + begun[row])
+            return self.dialect.writing(prompts[row] + begun[row], how)
+
+        def read(answer: Any, row: int) -> Written:
+            return self.dialect.written(answer, prompts[row] + begun[row])
+
+        for row, found in zip(rows, self.questions(self.dialect.path, rows, request, read), strict=True):
+            if found is None:
+                continue
             ids = found.ids[: found.ids.index(self.end)] if self.end in found.ids else found.ids
             ended = found.ended or self.end in found.ids
             begun[row] = [*begun[row], *ids, *([self.end] if ended else [])][: self.length]

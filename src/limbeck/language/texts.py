@@ -66,7 +66,8 @@ def write_texts(
             for row, answer, mask in zip(rows.tolist(), text.answer, text.answer_mask, strict=True)
         }
         if store is not None:
-            store.add(fresh)
+            # What a server left out is asked again when a run goes on.
+            store.add({number: answer for number, answer in fresh.items() if answer})
         made |= fresh
         if progress is not None:
             progress(len(made))

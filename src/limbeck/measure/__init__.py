@@ -30,8 +30,9 @@ from limbeck.measure.cost import (
 )
 from limbeck.measure.fidelity import agreement, cka, cosine, fidelity_summary, js, kl, neighbour_overlap
 from limbeck.measure.memory import PeakMemory, kept_for_backward, peak_memory, watched_memory
+from limbeck.measure.outputs import features_of, logits_of
 from limbeck.measure.pairs import pair_quality
-from limbeck.measure.probes import features_of, linear_probe, neighbour_probe
+from limbeck.measure.probes import linear_probe, neighbour_probe
 from limbeck.measure.quality import auc, classification, language_modelling, perplexity, regression, retrieval
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "language_modelling",
     "latency",
     "linear_probe",
+    "logits_of",
     "neighbour_overlap",
     "neighbour_probe",
     "nll",

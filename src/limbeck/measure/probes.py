@@ -6,22 +6,11 @@ latter). Hyper-parameters are fixed and not searched: nothing is selected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.measure.quality import classification
-from limbeck.nn.mode import evaluating
-from limbeck.signals import Batch
-
-
-def features_of(model: nn.Module, batches: Iterable[Batch], forward: Callable[[nn.Module, Batch], Tensor]) -> Tensor:
-    """Features ``[N, D]`` of all batches, in evaluation mode; ``forward`` gives those of one batch."""
-    with evaluating(model), torch.inference_mode():
-        parts = [forward(model, batch).float() for batch in batches]
-    return torch.cat(parts).clone()
 
 
 def linear_probe(

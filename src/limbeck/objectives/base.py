@@ -15,7 +15,7 @@ from limbeck.errors import UserError
 from limbeck.losses.reduce import full_precision, split_over
 from limbeck.nn.gather import gather_rows, row_counts, sum_over_processes, world_size
 from limbeck.schedules import Schedule, at
-from limbeck.signals import Batch, HeadLogits, Signals, SparseLogits, detach, pick
+from limbeck.signals import TOLD, Batch, HeadLogits, Signals, SparseLogits, detach, pick
 
 
 @dataclass(frozen=True, init=False)
@@ -49,7 +49,8 @@ class Objective(nn.Module):
     """Compares student signals with teacher signals and targets.
 
     A subclass sets ``needs`` and writes :meth:`terms`, which returns named scalars; their sum is the loss. The
-    gradient into the teacher is stopped unless ``stop_teacher_gradient`` is False.
+    gradient into the teacher is stopped unless ``stop_teacher_gradient`` is False. Samples that a teacher says nothing
+    about (its signal ``told``) are masked, in terms without a teacher too, so that all terms have the same ones.
 
     Under several processes the values and gradients are those of the global batch. A term that depends on pairs of
     samples sets ``batchwise``, and its rows are gathered first; then ``batch_rows`` says what of a batch has a row per
@@ -74,7 +75,7 @@ class Objective(nn.Module):
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
         """Check what is needed, stop the teacher's gradient, gather where the batch counts as a whole."""
-        student = pick(student, self.needs.student, "student")
+        student, batch = pick(student, self.needs.student, "student"), _counting(batch, teacher)
         teacher = pick(teacher, self.needs.teacher, "teacher")
         if self.needs.target and "target" not in batch:
             raise UserError(
@@ -143,6 +144,15 @@ def _rows(value: Tensor | SparseLogits | HeadLogits) -> Tensor:
     if isinstance(value, HeadLogits):
         return value.hidden
     return value.values if isinstance(value, SparseLogits) else value
+
+
+def _counting(batch: Batch, teacher: Signals) -> Batch:
+    """The batch, its mask without the samples that the teacher says nothing about."""
+    told = teacher.get(TOLD)
+    if not isinstance(told, Tensor):
+        return batch
+    mask = batch["mask"] if "mask" in batch else torch.ones_like(batch["target"], dtype=torch.bool)
+    return {**batch, "mask": mask & told.view(-1, *[1] * (mask.dim() - 1))}
 
 
 def _without(batch: Batch, keys: set[str]) -> dict[str, Any]:

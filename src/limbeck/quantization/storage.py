@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from limbeck.data.store import locked, written_aside
-from limbeck.errors import UserError, first_line
+from limbeck.data.tensor_file import TensorFile
+from limbeck.errors import UserError
 from limbeck.quantization.huffman import mean_bits
 from limbeck.quantization.quantisers import Coded, uniform_points
 from limbeck.quantization.scaling import Scaled, Scaling
 from limbeck.quantization.views import QuantisedView
 
-_FORMAT = "limbeck-quantised-1"
+_FILE = TensorFile("quantised network", "limbeck-quantised-1", "PackedNetwork.save")
 _DTYPES = {
     str(kind).removeprefix("torch."): kind for kind in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 }
@@ -151,18 +149,14 @@ class PackedNetwork:
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file; the old one stays until the new one is whole."""
-        file = Path(path)
-        content = {f"other/{name}": value.contiguous() for name, value in self.others.items()}
+        content = {f"other/{name}": value for name, value in self.others.items()}
         for name, value in self.coded.items():
-            content |= {f"{kind}/{name}": entry.contiguous() for kind, entry in _entries(value).items()}
-        header = {
-            "format": _FORMAT,
+            content |= {f"{kind}/{name}": entry for kind, entry in _entries(value).items()}
+        texts = {
             "coded": json.dumps({name: _header(value) for name, value in self.coded.items()}, sort_keys=True),
             "about": json.dumps(dict(self.about), sort_keys=True),
         }
-        with locked(f"quantised-{file.name}"), written_aside(file) as aside:
-            save_file(content, aside, header)
-        return file
+        return _FILE.write(path, content, texts)
 
     @classmethod
     def load(cls, path: str | Path) -> PackedNetwork:
@@ -171,19 +165,10 @@ class PackedNetwork:
         Raises:
             UserError: no file, or not a quantised network.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                "quantised network", str(path), "a file that PackedNetwork.save wrote", first_line(error)
-            ) from error
-        if header.get("format") != _FORMAT:
-            raise UserError("quantised network", str(path), f"a file of the format {_FORMAT}")
-        coded = {name: _coded(name, about, content) for name, about in json.loads(header["coded"]).items()}
+        content, texts = _FILE.read(path)
+        coded = {name: _coded(name, about, content) for name, about in json.loads(texts["coded"]).items()}
         others = {name.removeprefix("other/"): value for name, value in content.items() if name.startswith("other/")}
-        return cls(coded, others, json.loads(header["about"]))
+        return cls(coded, others, json.loads(texts["about"]))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

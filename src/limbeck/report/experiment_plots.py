@@ -38,39 +38,14 @@ def arms(key: str, entry: Mapping[str, Any], metric: str) -> Picture:
         left = 10 if narrow else min(240.0, 16 + CHARACTER * max(len(row[0]) for row in rows))
         drawn = figure(width, 72 + pitch * len(rows), (left, 12 if narrow else 116, 28, 44))
         axes = drawn.axes[0]
+        beside: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
         for position, (name, role, values, summary) in enumerate(rows):
             _arm_row(axes, position, role, values)
             written = format_spread(metric, summary.get("mean"), summary.get("std"))
             if narrow:
-                axes.annotate(
-                    name,
-                    (0, position),
-                    (0, 14),
-                    xycoords=("axes fraction", "data"),
-                    textcoords="offset points",
-                    va="center",
-                )
-                axes.annotate(
-                    written,
-                    (1, position),
-                    (0, 14),
-                    xycoords=("axes fraction", "data"),
-                    textcoords="offset points",
-                    va="center",
-                    ha="right",
-                    color=COLOUR["muted"],
-                )
-            else:
-                axes.annotate(
-                    written,
-                    (1, position),
-                    (116, 0),
-                    xycoords=("axes fraction", "data"),
-                    textcoords="offset points",
-                    va="center",
-                    ha="right",
-                    color=COLOUR["muted"],
-                )
+                axes.annotate(name, (0, position), (0, 14), **beside)
+            place = (0, 14) if narrow else (116, 0)
+            axes.annotate(written, (1, position), place, ha="right", color=COLOUR["muted"], **beside)
         for name, value in references.items():
             axes.axvline(value, color=COLOUR["ink"], linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(

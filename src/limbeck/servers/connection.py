@@ -31,6 +31,10 @@ class ServerRefused(LimbeckError):
     """A server answered that it will not do what it was asked."""
 
 
+class Misread(ServerRefused):
+    """A server reads a text in other tokens than the tokenizer does."""
+
+
 class Connection:
     """Requests to one server.
 

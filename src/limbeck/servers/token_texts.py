@@ -45,8 +45,12 @@ class TokenTexts:
 
     def text_of(self, ids: Sequence[int]) -> str | None:
         """The text that is cut into just these tokens; None if there is none (not how the tokenizer cuts it)."""
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        text = self.decode(ids)
         return text if self.encode(text) == list(ids) else None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of tokens, control tokens by their names."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, with no other added."""

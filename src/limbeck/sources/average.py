@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.cache.fingerprint import fingerprint_text
 from limbeck.errors import UserError
-from limbeck.signals import Batch, HeadLogits, Signals, SparseLogits
+from limbeck.signals import TOLD, Batch, HeadLogits, Signals, SparseLogits, dense
 from limbeck.sources.base import Source
 
 SPACES = ("logits", "probabilities")
@@ -46,7 +46,9 @@ class Average(Source):
     def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
         answers = [source(batch, needs) for source in self.sources]
         names = set(needs) or set.intersection(*(set(answer) for answer in answers))
-        return {name: self._mean(name, [answer[name] for answer in answers]) for name in sorted(names)}
+        mean = {name: self._mean(name, [answer[name] for answer in answers]) for name in sorted(names - {TOLD})}
+        told = [dense(answer, TOLD) for answer in answers if TOLD in answer]
+        return {**mean, TOLD: torch.stack(told).all(0)} if told else mean
 
     def _mean(self, name: str, values: list[Tensor | SparseLogits | HeadLogits]) -> Tensor | SparseLogits:
         sparse = [value for value in values if isinstance(value, SparseLogits)]

@@ -21,7 +21,10 @@ class Source(ABC):
 
     @abstractmethod
     def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
-        """Signals of at least the names in ``needs``, row for row with the batch; empty ``needs`` means all."""
+        """Signals of at least the names in ``needs``, row for row with the batch; empty ``needs`` means all.
+
+        A source that cannot answer every sample adds ``told``, bool ``[B]``, and objectives count no others.
+        """
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -19,7 +19,7 @@ from limbeck.cache.places import Place, place_of
 from limbeck.cache.reader import CacheReader
 from limbeck.cache.writer import CacheWriter
 from limbeck.errors import UserError
-from limbeck.signals import Batch, Signals, SparseLogits, move, pick
+from limbeck.signals import TOLD, Batch, Signals, SparseLogits, move, pick
 from limbeck.sources.base import Source
 
 
@@ -92,7 +92,7 @@ class Cached(Source):
 
     def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
         specs = self._specs()
-        names = tuple(needs) or tuple(specs)
+        names = _names(needs, specs)
         ready = batch.get("ready")
         if isinstance(ready, Ready) and ready.source is self and set(names) <= set(ready.signals):
             return {name: move(ready.signals[name], batch_ids(batch).device) for name in names}
@@ -117,7 +117,7 @@ class Cached(Source):
         def read(batch: dict[str, Any]) -> dict[str, Any]:
             if self.fallback is not None and not self.reader.contains(batch_ids(batch), batch.get("view")).all():
                 return batch
-            return {**batch, "ready": Ready(self, self._read(batch, tuple(needs) or tuple(self.reader.signals)))}
+            return {**batch, "ready": Ready(self, self._read(batch, _names(needs, self.reader.signals)))}
 
         return read
 
@@ -188,12 +188,16 @@ class Cached(Source):
             self._follow()
             specs = self._specs()
         device = batch_ids(batch).device
-        names = tuple(names) or tuple(specs)
-        return {name: move(_as_stored(signals[name], specs[name], batch), device) for name in names}
+        return {name: move(_as_stored(signals[name], specs[name], batch), device) for name in _names(names, specs)}
 
     def _follow(self) -> None:
         if self._writer is not None and len(self._writer.manifest.shards) > len(self.reader.manifest.shards):
             self.reader.refresh()
+
+
+def _names(needs: Collection[str], stored: Collection[str]) -> tuple[str, ...]:
+    """What is read for ``needs``: also what says which samples the teacher answered."""
+    return tuple(dict.fromkeys((*(needs or stored), *({TOLD} & set(stored)))))
 
 
 def select(batch: Batch, rows: Tensor) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class PseudoLabels:
             table = Table.of(source, batches, needs)
             self._memory[cycle, producer] = (Round(cycle, producer, len(table), True), table)
             return table
-        place = self._place(cycle, producer)
+        place = _place(self.folder, cycle, producer)
         about = {"data": self.data, "cycle": str(cycle), "producer": producer}
         write_cache(source, batches, place, needs, self.codec, about)
         return Cached(place, expect={**about, "teacher": source.fingerprint()})
@@ -71,7 +71,7 @@ class PseudoLabels:
                 raise UserError("round", f"cycle {cycle} of {producer}", [(r.cycle, r.producer) for r in self.rounds()])
             return self._memory[cycle, producer][1]
         return Cached(
-            self._place(cycle, producer), expect={"data": self.data, "cycle": str(cycle), "producer": producer}
+            _place(self.folder, cycle, producer), expect={"data": self.data, "cycle": str(cycle), "producer": producer}
         )
 
     def rounds(self) -> list[Round]:
@@ -89,9 +89,9 @@ class PseudoLabels:
             for manifest in list(self.folder.glob(f"cycle-*/{MANIFEST}")):
                 shutil.rmtree(manifest.parent)
 
-    def _place(self, cycle: int, producer: str) -> Path:
-        assert self.folder is not None
-        return self.folder / f"cycle-{cycle}-{producer}"
+
+def _place(folder: Path, cycle: int, producer: str) -> Path:
+    return folder / f"cycle-{cycle}-{producer}"
 
 
 def _round(place: Path) -> Round:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.cache.fingerprint import fingerprint_text
 from limbeck.errors import UserError
-from limbeck.signals import Batch, HeadLogits, Signals, SparseLogits, batch_length, pick
+from limbeck.signals import TOLD, Batch, HeadLogits, Signals, SparseLogits, batch_length, pick
 from limbeck.sources.base import Source
 from limbeck.sources.cached import select
 
@@ -47,6 +47,9 @@ class Routed(Source):
             raise UserError("batch", "empty", "at least one sample")
         common = set.intersection(*(set(signals) for _, signals in answers))
         names = tuple(needs) or tuple(sorted(common))
+        if any(TOLD in signals for _, signals in answers):
+            names = tuple(dict.fromkeys((*names, TOLD)))
+            answers = [(rows, {TOLD: torch.ones(len(rows), dtype=torch.bool), **signals}) for rows, signals in answers]
         picked = [(rows, pick(signals, names, "teacher")) for rows, signals in answers]
         return {name: _joined(name, [(rows, signals[name]) for rows, signals in picked]) for name in names}
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from limbeck.cache.fingerprint import fingerprint_text, fingerprint_tokenizer
 from limbeck.errors import UserError
+from limbeck.servers.base import Entries, Scored
 from limbeck.servers.connection import Connection, ServerRefused
-from limbeck.servers.dialects import Entries, meet
+from limbeck.servers.dialects import meet
+from limbeck.servers.questions import Questions
 from limbeck.servers.token_texts import TokenTexts
-from limbeck.signals import Batch, Signals, SparseLogits
+from limbeck.signals import TOLD, Batch, Signals, SparseLogits
 from limbeck.sources.base import Source
 
 PROBE = "The capital of France is Paris"
@@ -42,8 +44,10 @@ class Server(Source):
 
     Tested with a real llama-cpp-python server (dialect ``echo``); ``vllm`` and ``sglang`` were written from those
     projects' documentation and tested with an imitation only. See :mod:`limbeck.servers.dialects` for what each can
-    do: a server of the kind ``echo`` takes text alone, so samples whose tokens are not how the tokenizer cuts their
-    text (some of a student's own) are refused there.
+    do: a server of the kind ``echo`` takes text alone, so it cannot be asked about tokens that are not how the
+    tokenizer cuts their text (some of a student's own), and it may itself cut a text otherwise. Such a text is an error
+    (:class:`~limbeck.servers.Misread`), or with ``unread`` it is left out: its row holds an even distribution, and a
+    second signal, ``told`` (bool ``[B]``), says which rows count. Objectives and caches keep to it.
 
     Args:
         url: ``http://host:port``.
@@ -53,6 +57,7 @@ class Server(Source):
         size: of the vocabulary, where the networks' is padded beyond the tokenizer's.
         dialect: ``vllm``, ``sglang``, ``echo``, or ``auto``, by what the server calls itself.
         concurrency, timeout, patience, key: see :class:`~limbeck.servers.Connection`.
+        unread: share of the texts asked that may be left out; see :class:`~limbeck.servers.Questions`.
         probe: the text of the first look.
         revision: what tells this teacher from another of the same name, for the fingerprint. Without it the most
             probable tokens of the probe do, where they are so by a nat or more: a server whose rounding changes
@@ -61,6 +66,7 @@ class Server(Source):
     Attributes:
         unclear: places' tokens that could not be told from another by their text, since this was made.
         filled: places where the server told fewer than ``top`` tokens; an even share of the rest was given to others.
+        questions: counts the texts that were asked and left out.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Server(Source):
         timeout: float = 120.0,
         patience: float = 300.0,
         key: str | None = None,
+        unread: float = 0.0,
         probe: str = PROBE,
         revision: str | None = None,
     ) -> None:
@@ -88,12 +95,13 @@ class Server(Source):
             raise UserError("top", top, f"1 to {self.size - 1}")
         self.model, self.top, self.revision = model, top, revision
         self.connection = Connection(url, timeout=timeout, patience=patience, concurrency=concurrency, key=key)
+        self.questions = Questions(self.connection, unread)
         self.unclear = self.filled = 0
         self.dialect = meet(self.connection, model, self.texts, top=top, dialect=dialect)
         self._greeting = self._probe(self.texts.encode(probe))
 
     def __call__(self, batch: Batch, needs: Collection[str] = ()) -> Signals:
-        others = set(needs) - {"logits"}
+        others = set(needs) - {"logits", TOLD}
         if others:
             raise UserError("teacher signal", sorted(others), "logits, all that a server gives")
         ids, mask, answer = _tokens(batch)
@@ -101,14 +109,18 @@ class Server(Source):
         present = mask[:, ids.shape[1] - answer :]
         # Losses count no other places, such as what a template writes before a turn.
         counted = present & batch["mask"].cpu().bool() if "mask" in batch else present
-        asked = [row for row, wanted in zip(rows, counted, strict=True) if wanted.any()]
-        bodies = [self.dialect.request(row) for row in asked]
-        answers = iter(self.connection.post_all(self.dialect.path, bodies))
-        places: list[list[Entries | None]] = []
-        for number, (row, here, wanted) in enumerate(zip(rows, present, counted, strict=True)):
-            told = wanted[here].tolist()
-            places.append(self._answer(next(answers), row, told, batch, number) if any(told) else [])
-        return {"logits": self._sparse(places, answer).map(lambda tensor: tensor.to(ids.device))}
+        asked = [number for number, wanted in enumerate(counted) if wanted.any()]
+        scored = self.questions(
+            self.dialect.path, [rows[number] for number in asked], self.dialect.request, self.dialect.read
+        )
+        places: list[list[Entries | None]] = [[] for _ in rows]
+        told = torch.ones(len(rows), dtype=torch.bool)
+        for number, said in zip(asked, scored, strict=True):
+            told[number] = said is not None
+            if said is not None:
+                places[number] = self._answer(said, counted[number][present[number]].tolist(), batch, number)
+        logits = self._sparse(places, answer).map(lambda tensor: tensor.to(batch["target"].device))
+        return {"logits": logits, **({TOLD: told.to(batch["target"].device)} if self.questions.share else {})}
 
     @property
     def known(self) -> Any:
@@ -141,16 +153,15 @@ class Server(Source):
                 certain.append([place, best])
         return certain
 
-    def _answer(self, answer: Any, ids: list[int], told: list[bool], batch: Batch, number: int) -> list[Entries | None]:
+    def _answer(self, scored: Scored, told: list[bool], batch: Batch, number: int) -> list[Entries | None]:
         """What is said of the last places of a text, those that are to be ``told``."""
-        scored = self.dialect.read(answer, ids)
         self.unclear += scored.unclear
         found: list[Entries | None] = []
         for place, wanted in enumerate(told):
             if not wanted:
                 found.append(None)
                 continue
-            one = scored.entries[len(ids) - len(told) + place]
+            one = scored.entries[len(scored.entries) - len(told) + place]
             if one is None:
                 which = int(batch["id"][number]) if "id" in batch else number
                 raise UserError(

@@ -204,7 +204,7 @@ class CaptionedSprites(Testbed):
         """An untrained one."""
         return sizes.image_encoder(PIXELS, PATCH)
 
-    def pretrained(self, sizes: Sizes, recipe: Recipe) -> ViT:
+    def pretrained(self, sizes: Sizes, recipe: Recipe) -> ViTClassifier:
         """An image encoder that was trained to name single sprites, made once and kept."""
         content = {
             "sizes": asdict(sizes),
@@ -215,7 +215,7 @@ class CaptionedSprites(Testbed):
             "network": repr(self.image_encoder(sizes)),
             "pooling": "class_token",
         }
-        made: Any = kept_weights(
+        return kept_weights(
             f"{self.name}-pretrained",
             content,
             build=lambda: seeded(
@@ -223,7 +223,6 @@ class CaptionedSprites(Testbed):
             ),
             make=lambda model: train(model, self._labelled(), recipe),
         )
-        return made  # type: ignore[no-any-return]
 
     def dual_encoder(self, sizes: Sizes, seed: int, *, fusion: bool = False) -> VisionLanguage:
         """Two encoders and projections with fresh weights; with ``fusion`` a fusion encoder and its two heads too."""
@@ -271,8 +270,7 @@ class CaptionedSprites(Testbed):
             "world": asdict(_WORLD),
             "network": repr(self.dual_encoder(sizes, 0)),
         }
-        made = kept_weights(f"{self.name}-{name}", content, lambda: self.dual_encoder(sizes, 0), make)
-        return made  # type: ignore[return-value]
+        return kept_weights(f"{self.name}-{name}", content, lambda: self.dual_encoder(sizes, 0), make)
 
     def _named(self, model: Any, sizes: Sizes, recipe: Recipe) -> Any:
         classifier: Any = self.pretrained(sizes, recipe)

@@ -107,16 +107,21 @@ def corpus(recipe: Recipe | None = None) -> Corpus:
     return Corpus(**parts, sha256=hashlib.sha256(content.encode()).hexdigest())
 
 
-def functions(source: str, file: str, recipe: Recipe) -> Iterator[Function]:
-    """The documented functions of one source text, in its order, without the trivial ones."""
+def nodes(source: str) -> Iterator[ast.AST]:
+    """Every node of a source's syntax tree; none of what this Python cannot parse, and no warnings of what it would."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return
+    yield from ast.walk(tree)
+
+
+def functions(source: str, file: str, recipe: Recipe) -> Iterator[Function]:
+    """The documented functions of one source text, in its order, without the trivial ones."""
     lines = source.splitlines()
-    for node in ast.walk(tree):
+    for node in nodes(source):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             found = _function(node, lines, file, recipe)
             if found is not None:

@@ -135,9 +135,10 @@ class CodeSearch(Testbed):
         figures |= {f"student_{name}": value for name, value in student.items()}
         return {**figures, "teacher_lead_mrr": teacher["mrr"] - student["mrr"]}
 
-    def _encoder(self) -> Any:
+    def _encoder(self) -> nn.Module:
         transformers = require("transformers", "language")
-        return transformers.AutoModel.from_pretrained(self.teacher_folder(), dtype=torch.float32)
+        made: nn.Module = transformers.AutoModel.from_pretrained(self.teacher_folder(), dtype=torch.float32)
+        return made
 
 
 def evaluate_retrieval(encode: Encode, split: Split) -> dict[str, float]:

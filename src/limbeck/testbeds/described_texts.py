@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -67,13 +66,7 @@ def texts_hash(texts: Iterable[Described]) -> str:
 
 def described(source: str, file: str) -> Iterator[Described]:
     """The texts of one Python source, in its order."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
+    for node in code_corpus.nodes(source):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             parts = re.split(r"\n\s*\n", ast.get_docstring(node) or "")
             if len(parts) > 1 and not _HEADING.match(parts[1].strip().lower()):

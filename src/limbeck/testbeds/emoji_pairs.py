@@ -130,15 +130,14 @@ class EmojiPairs(Testbed):
         given: Any = samples.input
         drawings = Split(given["pixel_values"], labels, samples.id)
 
-        def build() -> nn.Module:
+        def build() -> ViTClassifier:
             return seeded(lambda: ViTClassifier(self.image_encoder(), len(names), pooling="class_token"), 0)
 
         content = {"recipe": asdict(self.plan.recipe), "network": repr(build()), "data": self.data_hashes(),
                    "train": self.plan.train, "pooling": "class_token"}  # fmt: skip
-        made = kept_weights(
+        return kept_weights(
             f"{self.name}-pretrained", content, build, lambda model: train(model, drawings, self.plan.recipe)
         )
-        return made  # type: ignore[return-value]
 
     def dual_encoder(self, seed: int, *, fusion: bool) -> VisionLanguage:
         """Two encoders and projections with fresh weights; with ``fusion`` a fusion encoder and its two heads too."""
@@ -163,8 +162,7 @@ class EmojiPairs(Testbed):
             return distiller.finish()
 
         content = {"plan": repr(plan), "data": self.data_hashes(), "network": repr(self.dual_encoder(0, fusion=False))}
-        made = kept_weights(f"{self.name}-clip", content, lambda: self.dual_encoder(0, fusion=False), make)
-        return made  # type: ignore[return-value]
+        return kept_weights(f"{self.name}-clip", content, lambda: self.dual_encoder(0, fusion=False), make)
 
     def _with_pretrained(self, model: Any) -> Any:
         model.image.load_state_dict(self.pretrained().encoder.state_dict())

@@ -94,18 +94,16 @@ class GaussianMixture(Testbed):
 
     def student(self, seed: int = 0) -> MLPDenoiser:
         """A denoiser with fresh weights."""
-        made = seeded(lambda: MLPDenoiser(2, self.plan.width, self.plan.depth, classes=CLASSES), seed)
-        return made  # type: ignore[return-value]
+        return seeded(lambda: MLPDenoiser(2, self.plan.width, self.plan.depth, classes=CLASSES), seed)
 
     def trained(self) -> MLPDenoiser:
         """A denoiser trained on samples of the mixture: what generators and fake scores start from."""
-        made = kept_weights(
+        return kept_weights(
             f"{self.name}-mlp",
             {"plan": asdict(self.plan), "version": 1},
             build=lambda: self.student(0),
             make=self._train,
         )
-        return made  # type: ignore[return-value]
 
     def conditions(self) -> ConditionBank:
         """Class numbers."""

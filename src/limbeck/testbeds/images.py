@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from limbeck.data.split import Split, Splits
 from limbeck.data.views import epoch_seed
-from limbeck.signals import run_network
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
 from limbeck.testbeds.recipe import Recipe, kept_numbers, kept_weights, seeded, train
 
@@ -151,20 +150,11 @@ class ImageTestbed(Testbed):
         """See :class:`Testbed`."""
         return seeded(lambda: self.network(self.plan.student), seed)
 
-    def logits(self, model: nn.Module, split: Split, batch_size: int = 500) -> Tensor:
-        """Logits of ``model`` in eval mode, its own mode kept; float32 ``[N, classes]``."""
-        was_training = model.training
-        model.eval()
-        with torch.inference_mode():
-            parts = [run_network(model, batch)["logits"].float() for batch in split.batches(batch_size)]
-        model.train(was_training)
-        return torch.cat(parts).clone()
-
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Accuracy, top-5 accuracy, NLL, ECE and Brier score of ``model`` on ``split``."""
-        from limbeck.measure import classification
+        from limbeck.measure import classification, logits_of
 
-        return classification(self.logits(model, split), split.labels)
+        return classification(logits_of(model, split, 500), split.labels)
 
     def alone(self, seed: int = 0) -> nn.Module:
         """The student trained by the reference recipe without a teacher."""

@@ -19,7 +19,6 @@ from limbeck.data.split import Split, Splits
 from limbeck.data.views import epoch_seed
 from limbeck.models.sentence import SentenceEncoder
 from limbeck.models.small import MLP, BagOfEmbeddings, TinyTransformer
-from limbeck.signals import run_network
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
 from limbeck.testbeds.manpages_corpus import ARTEFACTS, SECTIONS, VERSION, sentences
 from limbeck.testbeds.recipe import Recipe, frozen, kept_numbers, kept_tensors, kept_weights, seeded, train
@@ -133,14 +132,9 @@ class ManPages(Testbed):
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Accuracy, macro-F1, NLL, ECE and Brier score of ``model`` on ``split``."""
-        from limbeck.measure import classification
+        from limbeck.measure import classification, logits_of
 
-        was_training = model.training
-        model.eval()
-        with torch.inference_mode():
-            logits = torch.cat([run_network(model, batch)["logits"].float() for batch in split.batches(250)])
-        model.train(was_training)
-        return classification(logits, split.labels)
+        return classification(logits_of(model, split, 250), split.labels)
 
     def gate(self) -> Gate:
         """The teacher is neither at chance nor perfect, the student without a teacher clearly below it."""

@@ -196,10 +196,9 @@ class MaskedFashion(Testbed):
             fit(distiller, self.loader(samples, recipe), epochs=recipe.epochs, seed=recipe.seed, accelerator="cpu")
             return distiller.finish()
 
-        made = kept_weights(
+        return kept_weights(
             f"{self.name}-teacher", self._content(), build=lambda: self.untrained_teacher(recipe.seed), make=make
         )
-        return made  # type: ignore[return-value]
 
     def finetuned_teacher(self, count: int, seed: int) -> ViTClassifier:
         """The teacher fine-tuned on the labelled images of a seed, made once and kept."""
@@ -212,13 +211,12 @@ class MaskedFashion(Testbed):
             return model
 
         content = self._content() | {"labels": count, "seed": seed, "finetuning": repr(recipe)}
-        made = kept_weights(
+        return kept_weights(
             f"{self.name}-teacher-labels",
             content,
             build=lambda: self.classifier(self.untrained_teacher(), seed),
             make=make,
         )
-        return made  # type: ignore[return-value]
 
     def classifier(self, model: MaskedAutoencoder, seed: int = 0) -> ViTClassifier:
         """A classifier around the encoder itself, with a fresh head."""

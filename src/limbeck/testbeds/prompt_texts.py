@@ -152,11 +152,9 @@ class PromptTexts(Testbed):
 
     def encoder(self, **options: Any) -> SentenceEncoder:
         """MiniLM, frozen; ``options`` go to ``from_pretrained``."""
-        found = frozen(SentenceEncoder.from_folder(fetch(_ENCODER), **options))
-        assert isinstance(found, SentenceEncoder)
-        return found
+        return frozen(SentenceEncoder.from_folder(fetch(_ENCODER), **options))
 
-    def teacher(self) -> nn.Module:
+    def teacher(self) -> SentenceEncoder:
         """MiniLM in bfloat16, by which saliency is measured: twice as fast, and it ranks words as in float32."""
         return self.encoder(dtype=torch.bfloat16)
 
@@ -199,9 +197,7 @@ class PromptTexts(Testbed):
         """:class:`~limbeck.language.compressors.Saliency` of every word of every text of a split."""
 
         def make(texts: Sequence[str]) -> list[Tensor]:
-            teacher = self.teacher()
-            assert isinstance(teacher, SentenceEncoder)
-            measure = Saliency(teacher).scores
+            measure = Saliency(self.teacher()).scores
             return [measure(text) for text in texts]
 
         return self._rows("saliency", split, {"encoder": artefact(_ENCODER).sha256, "dtype": "bfloat16"}, make)
@@ -218,7 +214,7 @@ class PromptTexts(Testbed):
         self, name: str, split: Split, content: Mapping[str, Any], make: Callable[[Sequence[str]], list[Tensor]]
     ) -> list[Tensor]:
         """Made and kept for 25 texts at a time, so that whoever stops it loses little."""
-        texts: list[str] = list(split.input)  # type: ignore[arg-type]
+        texts: list[str] = list(split.input)
         found: list[Tensor] = []
         for start in range(0, len(texts), _AT_ONCE):
             part = texts[start : start + _AT_ONCE]
@@ -252,7 +248,7 @@ class PromptTexts(Testbed):
     def compressed(self, split: Split, scores: WordScores, rate: float) -> list[str]:
         """Every text with its words of highest score at a rate."""
         keeper = Keeper(rate)
-        texts = [split_spans(text) for text in split.input]  # type: ignore[union-attr]
+        texts = [split_spans(text) for text in split.input]
         return [join_kept(words, keeper(spelled(words), row.tolist())) for words, row in zip(texts, scores)]
 
     def judge(self, scores: WordScores, others: WordScores) -> dict[str, float]:
@@ -276,7 +272,7 @@ class PromptTexts(Testbed):
         return metrics
 
     def _found(self, split: Split, scores: WordScores, gallery: str, prefix: str) -> dict[str, float]:
-        documents = list(self.part(gallery).input)  # type: ignore[arg-type]
+        documents = list(self.part(gallery).input)
         vectors, words = self.embeddings(documents), BM25().fit(documents)
         metrics = {}
         for name, rate in RATES.items():
@@ -292,7 +288,7 @@ class PromptTexts(Testbed):
 
     def labels(self, split: Split) -> list[list[bool]]:
         """The teacher's choice: of every text the half of its words with the highest saliency."""
-        texts = [split_spans(text) for text in split.input]  # type: ignore[union-attr]
+        texts = [split_spans(text) for text in split.input]
         keeper = Keeper(0.5)
         return [keeper(spelled(words), row.tolist()) for words, row in zip(texts, self.saliency(split))]
 
@@ -300,8 +296,8 @@ class PromptTexts(Testbed):
         """``meaning_R`` of a :class:`TokenClassifier` on a split."""
         if not isinstance(model, TokenClassifier):
             raise UserError("model", type(model).__name__, "a TokenClassifier")
-        scores = model.word_scores([spelled(split_spans(text)) for text in split.input])  # type: ignore[union-attr]
-        whole, found = self.embeddings(list(split.input)), {}  # type: ignore[arg-type]
+        scores = model.word_scores([spelled(split_spans(text)) for text in split.input])
+        whole, found = self.embeddings(list(split.input)), {}
         for name, rate in RATES.items():
             ours = self.embeddings(self.compressed(split, scores, rate))
             found[f"meaning_{name}"] = float(nn.functional.cosine_similarity(ours, whole).double().mean())
@@ -322,7 +318,7 @@ class PromptTexts(Testbed):
     def _figures(self) -> dict[str, float]:
         test = self.part("test")
         generator = torch.Generator().manual_seed(0)
-        texts: list[str] = list(test.input)  # type: ignore[arg-type]
+        texts: list[str] = list(test.input)
         anyhow = [torch.rand(len(split_spans(text)), generator=generator) for text in texts]
         random = self._found(test, anyhow, "gallery", "")
         aligned = [

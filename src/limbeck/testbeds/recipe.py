@@ -89,7 +89,7 @@ def seeded(build: Callable[[], Built], seed: int) -> Built:
         return build()
 
 
-def frozen(model: nn.Module) -> nn.Module:
+def frozen(model: Built) -> Built:
     """The model in eval mode, with no parameter that wants a gradient."""
     return model.requires_grad_(False).eval()
 
@@ -97,9 +97,9 @@ def frozen(model: nn.Module) -> nn.Module:
 def kept_weights(
     name: str,
     content: Mapping[str, Any],
-    build: Callable[[], nn.Module],
-    make: Callable[[nn.Module], nn.Module],
-) -> nn.Module:
+    build: Callable[[], Built],
+    make: Callable[[Built], nn.Module],
+) -> Built:
     """A network made once by ``make(build())`` and kept in the cache folder under the hash of ``content``.
 
     ``content`` is everything the weights depend on: architecture, recipe, hashes of the data. Several

@@ -113,31 +113,25 @@ class SentencePairs(Testbed):
         """A frozen starting bi-encoder, ``first`` or ``second``."""
         _, recipe = self._recipe(name)
 
-        def make(model: nn.Module) -> nn.Module:
-            assert isinstance(model, SentenceEncoder)
+        def make(model: SentenceEncoder) -> SentenceEncoder:
             started = with_body(model, self.plain(name)).requires_grad_(True)
             train_simcse(started, self._glosses, recipe)
             return started
 
-        found = kept_weights(f"{self.name}-simcse-{name}", self._content(name), lambda: self.blank(name), make)
-        assert isinstance(found, SentenceEncoder)
-        return found
+        return kept_weights(f"{self.name}-simcse-{name}", self._content(name), lambda: self.blank(name), make)
 
     def plain(self, name: str = "first") -> SentenceEncoder:
         """The encoder before SimCSE, frozen: word vectors, and trained to read two texts at once."""
         shape, recipe = self._recipe(name)
 
-        def make(model: nn.Module) -> nn.Module:
-            assert isinstance(model, SentenceEncoder)
+        def make(model: SentenceEncoder) -> SentenceEncoder:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.seed)
                 prepare(model.transformer, self.words[:, : shape.width])
             train_pairs(model.transformer, model.tokenizer, self._glosses, recipe)
             return model
 
-        found = kept_weights(f"{self.name}-plain-{name}", self._content(name), lambda: self.blank(name), make)
-        assert isinstance(found, SentenceEncoder)
-        return found
+        return kept_weights(f"{self.name}-plain-{name}", self._content(name), lambda: self.blank(name), make)
 
     def blank(self, name: str = "first") -> SentenceEncoder:
         """The encoder before all training, with random weights."""
@@ -173,7 +167,7 @@ class SentencePairs(Testbed):
         """MiniLM, trained by others on a billion labelled pairs: what a large supervised encoder reaches."""
         found = SentenceEncoder.from_folder(fetch(_SUPERVISED))
         found.max_length = self.max_length
-        return frozen(found)  # type: ignore[return-value]
+        return frozen(found)
 
     @property
     def max_length(self) -> int:

@@ -139,7 +139,7 @@ class SmallDiffusion(Testbed):
     def teacher(self) -> SmallUNet:
         """The trained denoiser; the file is named after network, recipe and data."""
         content = self._content(self.student(), asdict(self.plan.recipe))
-        made = kept_weights(
+        return kept_weights(
             f"{self.name}-unet",
             content,
             build=lambda: self.student(self.plan.recipe.seed),
@@ -147,13 +147,11 @@ class SmallDiffusion(Testbed):
                 model, self.splits().train, self.schedule, self.plan.recipe, null=CLASSES
             ),
         )
-        return made  # type: ignore[return-value]
 
     def student(self, seed: int = 0) -> SmallUNet:
         """The same network with fresh weights."""
         plan = self.plan
-        made = seeded(lambda: SmallUNet(plan.width, plan.multipliers, classes=CLASSES), seed)
-        return made  # type: ignore[return-value]
+        return seeded(lambda: SmallUNet(plan.width, plan.multipliers, classes=CLASSES), seed)
 
     def trained(self) -> SmallUNet:
         """The network that generators and fake scores start from: a copy of the teacher."""

@@ -155,18 +155,16 @@ class SmallSAM(Testbed):
         """The trained pipeline, frozen."""
         plan = self.plan
 
-        def build() -> nn.Module:
+        def build() -> SegmentAnything:
             return seeded(lambda: self.network(HybridEncoder(**plan.teacher, out=WIDTH)), plan.recipe.seed)
 
         content = {
             "network": repr(build()), "recipe": asdict(plan.recipe), "world": asdict(self.world),
             "scenes": plan.teacher_train, "data": self.data_hashes(),
         }  # fmt: skip
-        made = kept_weights(
+        return kept_weights(
             f"{self.name}-{self.size}", content, build, lambda model: train(model, self.teacher_samples(), plan.recipe)
         )
-        assert isinstance(made, SegmentAnything)
-        return made
 
     def student(self, seed: int = 0) -> nn.Module:
         """A fresh small encoder."""
@@ -242,9 +240,8 @@ def asked_for(split: Split) -> Tensor:
     return split.labels.flatten(2).sum(2) >= LEAST
 
 
-def train(model: nn.Module, samples: Split, recipe: PromptRecipe) -> nn.Module:
+def train(model: SegmentAnything, samples: Split, recipe: PromptRecipe) -> SegmentAnything:
     """Train a pipeline on true masks; it comes back in eval mode."""
-    assert isinstance(model, SegmentAnything)
     prompts = MaskPrompts(recipe.prompts, least=LEAST)
     loader = TensorLoader(samples, recipe.batch_size, seed=recipe.seed, drop_last=True, transform=prompts)
     objective = PromptedMasks(focal=recipe.focal, dice=recipe.dice)

@@ -104,7 +104,7 @@ class SmolLM2(Testbed):
         """The model itself; half a gigabyte in memory."""
         transformers = require("transformers", "language")
         with quiet():
-            made = transformers.AutoModelForCausalLM.from_pretrained(self.folder, local_files_only=True)
+            made: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(self.folder, local_files_only=True)
         return frozen(made)
 
     def student(self, seed: int = 0) -> nn.Module:
@@ -118,7 +118,11 @@ class SmolLM2(Testbed):
             empty.load_state_dict(keep_layers(self.teacher(), self.plan.layers).state_dict())
             return empty
 
-        made = kept_weights(f"{self.name}-cut", content, build=lambda: transformers.LlamaForCausalLM(config), make=make)
+        def build() -> nn.Module:
+            empty: nn.Module = transformers.LlamaForCausalLM(config)
+            return empty
+
+        made = kept_weights(f"{self.name}-cut", content, build, make)
         for name, weight in made.named_parameters():
             weight.requires_grad_("embed" not in name and "lm_head" not in name)
         return made

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from limbeck.condensation.evaluation import Training, predictions, train_fresh
+from limbeck.condensation.evaluation import Training, train_fresh
 from limbeck.condensation.experts import ExpertPool
 from limbeck.condensation.selection import random_order, select
 from limbeck.data.mixing import Chain, CutMix
 from limbeck.data.siamese import SiameseAugment
 from limbeck.data.split import Split, Splits
 from limbeck.engine import OptimizerSettings
-from limbeck.measure import auc, classification
+from limbeck.measure import auc, classification, features_of, logits_of
 from limbeck.models.convnet import ConvNet
 from limbeck.models.small import SmallCNN
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
@@ -162,13 +162,11 @@ class Thumbnails(Testbed):
     def features(self, split: Split) -> Tensor:
         """What the head of the first trained expert sees of every image, for selectors ``[N, D]``."""
         network: Any = self.experts().trained(0)
-        with torch.inference_mode():
-            parts = [network.features(batch["input"]) for batch in split.batches(500)]
-        return torch.cat(parts).clone()
+        return features_of(network, split.batches(500), lambda _, batch: network.features(batch["input"]))
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Metrics of classification, and ``auc``."""
-        logits = predictions(model, split)
+        logits = logits_of(model, split)
         return classification(logits, split.labels) | {"auc": auc(logits, split.labels)}
 
     def gate(self) -> Gate:

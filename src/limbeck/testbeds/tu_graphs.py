@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from limbeck.condensation.evaluation import Training, predictions, train_fresh
+from limbeck.condensation.evaluation import Training, train_fresh
 from limbeck.condensation.selection import random_order, select
 from limbeck.data.artefacts import artefact, fetch
 from limbeck.data.graphs import LabelTable, collate
@@ -22,7 +22,7 @@ from limbeck.data.split import Split, Splits
 from limbeck.data.store import content_hash
 from limbeck.data.tu import GraphSet, read_tu
 from limbeck.engine import OptimizerSettings
-from limbeck.measure import auc, classification
+from limbeck.measure import auc, classification, logits_of
 from limbeck.models.graphs import GraphNetwork
 from limbeck.testbeds.base import Check, Gate, Size, Testbed
 from limbeck.testbeds.motif_graphs import MOTIFS, motif_graphs
@@ -145,7 +145,7 @@ class TUGraphs(Testbed):
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Metrics of classification, and ``auc``."""
-        logits = predictions(model, split, collate)
+        logits = logits_of(model, split, collate=collate)
         return classification(logits, split.labels) | {"auc": auc(logits, split.labels)}
 
     def gate(self) -> Gate:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +19,7 @@ from limbeck.signals import SparseLogits
 from limbeck.sources import Table
 from limbeck.systems.classification.pld.experiment import COMPARISONS, EXPERIMENTS, PROPERTIES, ManyClasses
 from limbeck.systems.classification.pld.method import PLD, label_weight
+from tests.engine.helpers import Cut, Die
 
 CLASSES = 6
 
@@ -159,19 +159,6 @@ def test_a_teacher_with_nan_is_refused_before_training() -> None:
         Table(torch.arange(8), {"logits": broken})
 
 
-class Cut(Exception):
-    """Stands for a machine that dies."""
-
-
-class DieAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        if pl_module.steps_done == self.step:
-            raise Cut
-
-
 def train(**options: Any) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     data = {"input": torch.randn(40, 5, generator=generator), "target": torch.arange(40) % CLASSES}
@@ -186,7 +173,7 @@ def train(**options: Any) -> dict[str, Tensor]:
 def test_training_that_was_cut_ends_with_the_same_bits(tmp_path: Path) -> None:
     whole = train()
     with pytest.raises(Cut):
-        train(out=tmp_path, checkpoint_seconds=0.0, callbacks=[DieAt(3)])
+        train(out=tmp_path, checkpoint_seconds=0.0, callbacks=[Die(3)])
     resumed = train(out=tmp_path, resume=True)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from limbeck import losses
@@ -31,6 +30,7 @@ from limbeck.systems.classification.sinkd.method import (
     token_rows,
     top_classes,
 )
+from tests.engine.helpers import Cut, Die
 
 
 def logits(*shape: int, seed: int) -> Tensor:
@@ -218,16 +218,6 @@ def test_wrong_use_is_refused_by_name() -> None:
         Live(broken)({"input": torch.ones(2, 4), "id": torch.arange(2)}, ("logits",))
 
 
-class Cut(Exception):
-    """Stands for a machine that dies."""
-
-
-class DieAt(Callback):
-    def on_train_batch_start(self, trainer: object, pl_module: Distiller, *args: object) -> None:
-        if pl_module.steps_done == 5:
-            raise Cut
-
-
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs, target = torch.randn(40, 4, generator=generator), torch.arange(40) % 3
@@ -240,7 +230,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
         objective = sinkd(temperature=AnnealedTemperature(4.0, 3), transport=SinkhornTransport(most_rows=7))
         loader = TensorLoader(Split(inputs, target, torch.arange(40)), 16, seed=3)
         distiller = Distiller(student, objective, Live(teacher))
-        more = {"callbacks": [DieAt()]} if cut else {}
+        more = {"callbacks": [Die(5)]} if cut else {}
         options = {"out": tmp_path / name, "resume": resume, "checkpoint_seconds": 0.0, "accelerator": "cpu"}
         fit(distiller, loader, epochs=3, **options, **more)
         return student.state_dict()

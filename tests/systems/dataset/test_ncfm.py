@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.condensation import ExpertPool, SyntheticImages
+from limbeck.condensation import SyntheticImages
 from limbeck.data.split import Split
 from limbeck.errors import UserError
 from limbeck.experiment import Exact
@@ -19,6 +19,7 @@ from limbeck.losses import characteristic_discrepancy, unit_vectors
 from limbeck.models.convnet import ConvNet
 from limbeck.systems.dataset.ncfm import experiment
 from limbeck.systems.dataset.ncfm.method import NCFM, CharacteristicDistance, SampleNet
+from tests.condensation.helpers import expert_pool
 
 TARGET = torch.arange(2).repeat(10)
 REAL = Split(torch.rand(20, 1, 8, 8) * 0.5 + 0.5 * TARGET.view(-1, 1, 1, 1), TARGET, torch.arange(20))
@@ -28,17 +29,9 @@ def build() -> nn.Module:
     return ConvNet(2, 1, 8, depth=1, width=4)
 
 
-def pool() -> ExpertPool:
-    states = []
-    for seed in range(4):
-        torch.manual_seed(seed)
-        states.append(build().state_dict())
-    return ExpertPool(build, states[:2], states[2:])
-
-
 def method(**options: Any) -> NCFM:
     sizes: dict[str, Any] = {"per_class": 2, "steps": 5, "real_batch": 6, "frequencies": 16}
-    return NCFM(pool(), **{**sizes, **options})
+    return NCFM(expert_pool(build), **{**sizes, **options})
 
 
 def test_identical_batches_are_near_zero_and_the_distance_is_symmetric() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -23,6 +22,7 @@ from limbeck.sources import Source, Table
 from limbeck.systems.retrieval.trans_encoder import experiment as module
 from limbeck.systems.retrieval.trans_encoder.experiment import EXPERIMENTS, FirstBy, Plan
 from limbeck.systems.retrieval.trans_encoder.method import BI, CROSS, Recipe, TransEncoder
+from tests.engine.helpers import Cut, DieAfter
 
 WORDS = ["cat", "dog", "bird", "fish", "sleeps", "runs", "sings", "swims", "on", "the", "sofa", "park", "roof", "sea"]
 GENERATOR = torch.Generator().manual_seed(0)
@@ -193,25 +193,11 @@ def test_choices_are_refused_by_name() -> None:
         method().fit(PAIRS).choose(by="test")
 
 
-class Cut(Exception):
-    pass
-
-
-class DieAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Cut
-
-
 @pytest.mark.parametrize("step", [4, 10])
 def test_a_cut_run_goes_on_to_the_same_bits(tmp_path: Path, step: int) -> None:
     whole = method(cycles=2).fit(PAIRS)
     with pytest.raises(Cut):
-        method(cycles=2, out=tmp_path, callbacks=[DieAt(step)], checkpoint_seconds=0.0).fit(PAIRS)
+        method(cycles=2, out=tmp_path, callbacks=[DieAfter(step)], checkpoint_seconds=0.0).fit(PAIRS)
     resumed = method(cycles=2, out=tmp_path, resume=True).fit(PAIRS)
     for first, second in zip(whole.steps_, resumed.steps_, strict=True):
         assert torch.equal(weights(first.network), weights(second.network))

@@ -15,7 +15,7 @@ from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Splits
 from limbeck.engine import Distiller, fit
 from limbeck.experiment.line_plots import lines
-from limbeck.experiment.logits import logits_of
+from limbeck.measure import logits_of
 from limbeck.objectives import CrossEntropy
 from limbeck.quantization import LearnedPoints, PackedNetwork, Scaling, first_and_last, uniform_points
 from limbeck.sources import Table

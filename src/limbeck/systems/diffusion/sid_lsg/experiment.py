@@ -14,8 +14,8 @@ from limbeck.data.loaders import TensorLoader
 from limbeck.diffusion.generators import Generator
 from limbeck.diffusion.scores import Scores
 from limbeck.engine import OptimizerSettings
-from limbeck.experiment import Arm, Claim, Exact
-from limbeck.experiment.generators import GeneratorExperiment, TeacherSteps, Untrained
+from limbeck.experiment import Arm, Exact
+from limbeck.experiment.generators import GeneratorExperiment, TeacherSteps, Untrained, claim
 from limbeck.schedules import HalfLife
 
 from . import identities
@@ -91,13 +91,6 @@ class FewSteps(GeneratorExperiment):
         return TensorLoader(
             {"input": prompts, "real": samples, "id": torch.arange(len(index))}, rows, seed=seed, drop_last=True
         )
-
-
-def claim(text: str, arm: str, over: str, metric: str, margin: float = 0.0, source: str = SHEET) -> Claim:
-    """A comparison whose direction the metric decides."""
-    return Claim(
-        text, arm, over, metric, margin, "lower" if metric.endswith(("fid", "score_gap")) else "higher", source
-    )
 
 
 IDENTITIES = (

@@ -11,8 +11,8 @@ from typing import Any
 from limbeck.diffusion.generators import Generator
 from limbeck.diffusion.scores import Scores
 from limbeck.engine import OptimizerSettings
-from limbeck.experiment import Arm, Claim, Exact
-from limbeck.experiment.generators import GeneratorExperiment, Regression, TeacherSteps, Untrained
+from limbeck.experiment import Arm, Exact
+from limbeck.experiment.generators import GeneratorExperiment, Regression, TeacherSteps, Untrained, claim
 
 from . import identities
 from .method import SwiftBrush, one_step
@@ -82,13 +82,6 @@ class OneStep(GeneratorExperiment):
             },
             average=0.98,
         )
-
-
-def claim(text: str, arm: str, over: str, metric: str, margin: float = 0.0, source: str = SHEET) -> Claim:
-    """A comparison whose direction the metric decides."""
-    return Claim(
-        text, arm, over, metric, margin, "lower" if metric.endswith(("fid", "score_gap")) else "higher", source
-    )
 
 
 IDENTITIES = (

@@ -14,7 +14,7 @@ from torch import nn
 from limbeck.data.loaders import TensorLoader
 from limbeck.data.split import Split
 from limbeck.engine import Generations, OptimizerSettings
-from limbeck.experiment.logits import logits_of
+from limbeck.measure import logits_of
 from limbeck.objectives import with_weight_norm
 from limbeck.sources import Source, Table
 
