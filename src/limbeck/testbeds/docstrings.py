@@ -45,7 +45,7 @@ class Docstrings(TextPairs):
             "long code, short answers: the plain teacher, taught to read on, an encoder-decoder of 4 + 2 narrow layers",
             teacher=LlamaSizes(128, 4, 4),
             student=SplitSizes(64, 4, 2, 4, 2),
-            teacher_recipe=Training(steps=200, learning_rate=1e-3, prompt_weight=0.5),
+            teacher_recipe=Training(steps=600, learning_rate=1e-3, prompt_weight=0.5),
             student_recipe=Training(steps=1200, learning_rate=3e-3),
             bounds={"teacher_rouge_l": (0.2, 0.9), "nll_lead": (0.1, 5.0), "teacher_ended": (0.8, 1.0)},
             prompt=64, answer=20, begins="plain",
