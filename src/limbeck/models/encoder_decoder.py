@@ -66,7 +66,7 @@ def encoder_decoder(
 
     Published: two thirds of the layers in the encoder. Every decoder layer has a cross-attention more.
     """
-    special = {"pad_token_id": pad, "bos_token_id": start, "eos_token_id": end}
+    special: dict[str, Any] = {"pad_token_id": pad, "bos_token_id": start, "eos_token_id": end}
     config = T5GemmaConfig(
         encoder=blocks.config(vocabulary, encoder_layers, special),
         decoder=blocks.config(vocabulary, decoder_layers, special),
@@ -81,7 +81,7 @@ def decoder_only(
     blocks: BlockSizes, layers: int, *, vocabulary: int, pad: int, start: int, end: int
 ) -> Gemma2ForCausalLM:
     """An untrained causal model of the same blocks. It has no dropout but in attention."""
-    special = {"pad_token_id": pad, "bos_token_id": start, "eos_token_id": end}
+    special: dict[str, Any] = {"pad_token_id": pad, "bos_token_id": start, "eos_token_id": end}
     config = Gemma2Config(**blocks.config(vocabulary, layers, special), attention_dropout=blocks.dropout)
     config._attn_implementation = "eager"
     return Gemma2ForCausalLM(config)
