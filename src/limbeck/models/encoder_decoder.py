@@ -71,7 +71,7 @@ def encoder_decoder(
         encoder=blocks.config(vocabulary, encoder_layers, special),
         decoder=blocks.config(vocabulary, decoder_layers, special),
         vocab_size=vocabulary, dropout_rate=blocks.dropout, tie_word_embeddings=True,
-        decoder_start_token_id=start, **special,
+        **special | {"decoder_start_token_id": start},
     )  # fmt: skip
     config._attn_implementation = "eager"
     return SharedT5Gemma(config)

@@ -70,7 +70,8 @@ class Answer:
         else:
             whole = self.decoder.cache
             parts, states = [whole.self_attention_cache, whole.cross_attention_cache], self.decoder.states[0].nbytes
-        return states + sum(layer.keys.nbytes + layer.values.nbytes for part in parts for layer in part.layers)
+        pairs: int = sum(layer.keys.nbytes + layer.values.nbytes for part in parts for layer in part.layers)
+        return states + pairs
 
     def write(self, tokens: int) -> None:
         """A whole answer."""
@@ -82,8 +83,11 @@ class Answer:
 def network(arm: str, width: int, seed: int) -> nn.Module:
     """Untrained; the decoder-only one is the twin of the published split."""
     split, blocks = ARMS[arm].setting, BlockSizes(width, 4, 2)
-    make = partial(twin, blocks, 4, 2) if split is None else partial(encoder_decoder, blocks, *split)
-    return seeded(lambda: make(**NAMES), seed).eval()
+
+    def build() -> nn.Module:
+        return twin(blocks, 4, 2, **NAMES) if split is None else encoder_decoder(blocks, *split, **NAMES)
+
+    return seeded(build, seed).eval()
 
 
 def question(length: int, seed: int) -> Tensor:

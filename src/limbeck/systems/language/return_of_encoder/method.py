@@ -70,7 +70,8 @@ class EveryPosition(Objective):
         self.part, self.needs = part, part.needs
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        return self.part(student, teacher, {name: value for name, value in batch.items() if name != "mask"})
+        terms: dict[str, Tensor] = self.part(student, teacher, {k: value for k, value in batch.items() if k != "mask"})
+        return terms
 
 
 class FullLength(Writer):
