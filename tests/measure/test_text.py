@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from limbeck.errors import UserError
-from limbeck.measure.text import distinct_n, excess_error, rouge_l
+from limbeck.measure.text import distinct_n, exact_match, excess_error, rouge_l, token_f1
 
 
 def test_rouge_l_by_hand() -> None:
@@ -47,3 +47,15 @@ def test_excess_error() -> None:
     assert excess_error(own, mask, own, mask, upto=1)["own"] == 1.0
     with pytest.raises(UserError):
         excess_error(own, ~mask & False, own, mask)
+
+
+def test_token_f1_counts_words_in_any_order() -> None:
+    assert token_f1(["b a a", "", "x"], ["A b c", "", ""]) == [pytest.approx(2 / 3), 1.0, 0.0]
+    with pytest.raises(UserError, match="candidates"):
+        token_f1(["a"], [])
+
+
+def test_exact_matches_are_of_the_same_words_in_order() -> None:
+    assert exact_match(["The  end", "end the", "", "a"], ["the end", "the end", "", "a b"]) == [1.0, 0.0, 1.0, 0.0]
+    with pytest.raises(UserError, match="candidates"):
+        exact_match(["a"], [])

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from limbeck import testbeds
 from limbeck.language import Sequences
 from limbeck.testbeds.code_corpus import Function
-from limbeck.testbeds.docstrings import END, SEPARATOR, START, words_of
+from limbeck.testbeds.docstrings import words_of
+from limbeck.testbeds.text_pairs import END, SEPARATOR, START, SplitSizes
 
 
 def test_words_of_a_function() -> None:
@@ -43,3 +45,19 @@ def test_no_file_is_in_two_splits() -> None:
     parts = bed._texts["parts"]  # type: ignore[attr-defined]
     docs = {name: {pair[1] for pair in pairs} for name, pairs in parts.items()}
     assert len(docs["train"] & docs["test"]) <= 0.05 * len(docs["test"])
+
+
+def test_the_long_regime_has_encoder_decoders_and_their_twins() -> None:
+    from limbeck.language import without_answers
+    from limbeck.models.encoder_decoder import core_parameters
+
+    bed = testbeds.load("docstrings:long", "smoke")
+    student = bed.student()
+    twin = bed.student_of(SplitSizes(16, 2, 1, 2, 1, joined=True))  # type: ignore[attr-defined]
+    assert student.config.is_encoder_decoder
+    assert core_parameters(twin) == pytest.approx(core_parameters(student), rel=0.02)
+    test = bed.splits().test
+    given = without_answers(Sequences.of(test.input))  # type: ignore[arg-type]
+    written = [bed.decoding()(model, given) for model in (student, twin)]  # type: ignore[attr-defined]
+    assert all(len(one) == len(test) for one in written)
+    assert bed.student_of(bed.plan.student).state_dict().keys() == student.state_dict().keys()  # type: ignore[attr-defined]

@@ -55,7 +55,8 @@ def check_writer(objective: Objective, writer: Writer) -> None:
             hint = "estimator='full' is right on any text"
             raise UserError(key, f"text by {type(writer).__name__}", "samples of the present student: OnPolicy", hint)
         temperature, decoding = part.options.get("temperature", 1.0), writer.decoding
-        if decoding.top_p != 1 or decoding.temperature != temperature:
+        cut = decoding.top_p != 1 or getattr(decoding, "top_k", None) is not None
+        if cut or decoding.temperature != temperature:
             raise UserError(
                 key,
                 f"samples at temperature {decoding.temperature} and top_p {decoding.top_p}",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from limbeck.data.views import uniform
 from limbeck.errors import UserError
+from limbeck.language.encoder_decoder import decoder_logits, is_encoder_decoder
 from limbeck.losses import token_log_probs
 from limbeck.nn.output_head import OutputHead
 from limbeck.signals import Batch, Forward, HeadLogits, dense, name_output
@@ -128,10 +129,13 @@ def positions(mask: Tensor) -> Tensor:
 
 
 def answer_logits(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Run a causal language model on :meth:`Sequences.batch`: ``logits[:, k]`` ``[B, A, V]`` are of answer token k.
+    """Run a language model on :meth:`Sequences.batch`: ``logits[:, k]`` ``[B, A, V]`` are of answer token k.
 
-    The head is not run on the prompt where the model allows it (``logits_to_keep`` of transformers).
+    A causal model reads prompt and answer in one; the head is not run on the prompt where the model allows it
+    (``logits_to_keep`` of transformers). An encoder-decoder's encoder reads the prompt, its decoder the answer.
     """
+    if is_encoder_decoder(model):
+        return {"logits": decoder_logits(model, batch)}
     count = batch["target"].shape[1]
     options: dict[str, Any] = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
@@ -18,6 +19,28 @@ def rouge_l(candidates: Sequence[str], references: Sequence[str]) -> list[float]
     if len(candidates) != len(references):
         raise UserError("candidates", len(candidates), f"one per reference, {len(references)}")
     return [_rouge_l(ours.lower().split(), wanted.lower().split()) for ours, wanted in zip(candidates, references)]
+
+
+def token_f1(candidates: Sequence[str], references: Sequence[str]) -> list[float]:
+    """F1 of the words of every candidate, as SQuAD counts: common words, each as often as in both.
+
+    Words as in :func:`rouge_l`. Two empty texts agree.
+    """
+    if len(candidates) != len(references):
+        raise UserError("candidates", len(candidates), f"one per reference, {len(references)}")
+    found = []
+    for candidate, reference in zip(candidates, references):
+        ours, wanted = Counter(candidate.lower().split()), Counter(reference.lower().split())
+        count = ours.total() + wanted.total()
+        found.append(2 * (ours & wanted).total() / count if count else 1.0)
+    return found
+
+
+def exact_match(candidates: Sequence[str], references: Sequence[str]) -> list[float]:
+    """1 for every candidate of the very words of its reference, else 0. Words as in :func:`rouge_l`."""
+    if len(candidates) != len(references):
+        raise UserError("candidates", len(candidates), f"one per reference, {len(references)}")
+    return [float(ours.lower().split() == wanted.lower().split()) for ours, wanted in zip(candidates, references)]
 
 
 def distinct_n(texts: Iterable[str], n: int = 2) -> float:

@@ -17,6 +17,7 @@ TESTBEDS = {
     "emoji_pairs": "emoji_pairs:EmojiPairs",
     "fashion_mnist": "fashion_mnist:FashionMNIST",
     "gaussian_mixture": "gaussian_mixture:GaussianMixture",
+    "glosses": "glosses:Glosses",
     "manpages": "manpages:ManPages",
     "masked_fashion": "masked_fashion:MaskedFashion",
     "prompt_texts": "prompt_texts:PromptTexts",

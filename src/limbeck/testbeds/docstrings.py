@@ -1,96 +1,31 @@
 """Docstrings: what does a function do, in one sentence, from its name and the words of its code?
 
-Real text with one right-ish answer, read from the Python sources on this machine (see ``code_corpus``). Teacher and
-student are small Llama models of transformers over one tokenizer; the student that experiments begin with has been
-fine-tuned on the data already, as in all work on distilling language models.
+Real text with one right-ish answer, read from the Python sources on this machine (see ``code_corpus``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from limbeck.data.loaders import TensorLoader
-from limbeck.data.split import Split, Splits
-from limbeck.data.store import cache_folder, content_hash, locked, written_aside
-from limbeck.data.views import view_seeds
-from limbeck.errors import require
-from limbeck.language import Decoding, Sequences, answer_logits, without_answers
-from limbeck.losses import cross_entropy
-from limbeck.measure.text import rouge_l
-from limbeck.models.llama import LlamaSizes, llama
+from limbeck.data.store import content_hash
+from limbeck.models.llama import LlamaSizes
 from limbeck.testbeds import code_corpus
-from limbeck.testbeds.base import Check, Gate, Size, Testbed
-from limbeck.testbeds.recipe import kept_numbers, kept_tensors, kept_weights, seeded, warm_cosine
+from limbeck.testbeds.text_pairs import Pairs, Regime, SplitSizes, TextPairs, Training
 
-PAD, END, START, SEPARATOR, UNKNOWN = range(5)
-SPECIAL = ("<pad>", "<end>", "<start>", "<sep>", "<unk>")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SENTENCE_END = re.compile(r"(?<=[a-z0-9)`'\"])\.(?:\s|$)|:\s|:$|\s-+\s|\(|>>>")
 _MARKUP = re.compile(r"[`*\"'{}\\$:<>=|]+")
 _CODE = code_corpus.Recipe(test=0, validation=0, train=60000, doc_words=4, code_lines=2, code_characters=400)
 
 
-@dataclass(frozen=True)
-class Training:
-    """Fine-tuning on the pairs: AdamW, a cosine after a short warm-up.
-
-    Attributes:
-        prompt_weight: of the prompt's own tokens in the loss; a small model learns to copy sooner with them.
-    """
-
-    steps: int
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    prompt_weight: float = 0.0
-    seed: int = 0
-    version: int = 1
-
-
-@dataclass(frozen=True)
-class Regime:
-    """Who sees what.
-
-    Attributes:
-        about: one line.
-        teacher, student: sizes. teacher_recipe, student_recipe: their fine-tuning.
-        vocabulary: tokens of the byte-pair encoding.
-        prompt, answer: longest prompt and answer in tokens; longer code is cut, longer docstrings are left out.
-        train, validation, test: pairs, of different source files, before those with long answers are left out.
-        pool: training pairs that experiments distil on.
-        bounds: of the gate.
-    """
-
-    about: str
-    teacher: LlamaSizes
-    student: LlamaSizes
-    teacher_recipe: Training
-    student_recipe: Training
-    bounds: Mapping[str, tuple[float, float]]
-    vocabulary: int = 2048
-    prompt: int = 24
-    answer: int = 16
-    train: int | None = None
-    validation: int = 400
-    test: int = 400
-    pool: int = 4000
-
-
-class Docstrings(Testbed):
-    """See the module. ``input`` holds ``prompt``, ``prompt_mask``, ``answer``, ``answer_mask``; no targets.
+class Docstrings(TextPairs):
+    """See the module.
 
     Text is lower-cased, identifiers are split into their words; a docstring is its first sentence.
     """
 
     name = "docstrings"
-    special = tuple(range(len(SPECIAL)))
     regimes = {
         "plain": Regime(
             "a teacher of 4 layers and a student of 2 narrow ones, both trained on 18,000 functions",
@@ -106,211 +41,40 @@ class Docstrings(Testbed):
                 "teacher_ended": (0.8, 1.0),
             },
         ),
-    }
-
-    def __init__(self, regime: str = "plain", size: Size = "full") -> None:
-        super().__init__(regime, size)
-        chosen = self.regimes[regime]
-        self.plan: Regime = chosen if size == "full" else self.smoke(chosen)
-
-    @staticmethod
-    def smoke(regime: Regime) -> Regime:
-        """The same regime in seconds: networks that hardly learn."""
-        return replace(
-            regime, teacher=LlamaSizes(32, 2, 2), student=LlamaSizes(16, 1, 2), teacher_recipe=Training(40, 16),
-            student_recipe=Training(20, 16), vocabulary=512, train=400, validation=40, test=40, pool=100,
-            bounds={"teacher_rouge_l": (0.0, 1.0)},
-        )  # fmt: skip
-
-    @property
-    def num_classes(self) -> int:
-        """Tokens."""
-        return self.plan.vocabulary
+        "long": Regime(
+            "long code, short answers: the plain teacher, taught to read on, an encoder-decoder of 4 + 2 narrow layers",
+            teacher=LlamaSizes(128, 4, 4),
+            student=SplitSizes(64, 4, 2, 4, 2),
+            teacher_recipe=Training(steps=600, learning_rate=1e-3, prompt_weight=0.5),
+            student_recipe=Training(steps=1200, learning_rate=3e-3),
+            bounds={"teacher_rouge_l": (0.2, 0.9), "nll_lead": (0.1, 5.0), "teacher_ended": (0.8, 1.0)},
+            prompt=64, answer=20, begins="plain",
+        ),
+    }  # fmt: skip
 
     def data_hashes(self) -> dict[str, str]:
         """Hash of the texts: they come from the installed packages."""
         return {"python sources": self._texts["sha256"]}
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """A byte-pair encoding of the training texts, of :mod:`tokenizers`; made once and kept."""
-        tokenizers = require("tokenizers", "language")
-        path = cache_folder("tokenizers") / f"{self.name}-{content_hash(self._origin)[:16]}.json"
-        with locked(path.stem):
-            if not path.is_file():
-                made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=SPECIAL[UNKNOWN]))
-                made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
-                made.decoder = tokenizers.decoders.ByteLevel()
-                trainer = tokenizers.trainers.BpeTrainer(
-                    vocab_size=self.plan.vocabulary, special_tokens=list(SPECIAL), show_progress=False
-                )
-                train = self._texts["parts"]["train"]
-                made.train_from_iterator([text for pair in train for text in (pair[0], pair[1], pair[1])], trainer)
-                with written_aside(path) as aside:
-                    made.save(str(aside))
-        return tokenizers.Tokenizer.from_file(str(path))
-
-    def splits(self, seed: int = 0) -> Splits:
-        """The same for every seed; no source file is in two splits. See :meth:`pool`."""
-        return Splits(*(self._split(name) for name in ("train", "validation", "test")))
-
-    def pool(self) -> Split:
-        """The training pairs that experiments distil on."""
-        return self.splits().train.subset(torch.arange(self.plan.pool))
-
-    def references(self, split: Split) -> list[str]:
-        """The docstrings of a split, as text."""
-        return self.text(Sequences.of(split.input))  # type: ignore[arg-type]
-
-    def text(self, written: Sequences) -> list[str]:
-        """Answers as text."""
-        rows = [ids[mask].tolist() for ids, mask in zip(written.answer, written.answer_mask)]
-        return [text.strip() for text in self.tokenizer.decode_batch(rows, skip_special_tokens=True)]
-
-    def pieces(self) -> list[str]:
-        """Every token as text, with its leading space, for span extractors."""
-        return [self.tokenizer.decode([number]) for number in range(self.plan.vocabulary)]
-
-    def network(self, sizes: LlamaSizes, seed: int) -> nn.Module:
-        """An untrained Llama model."""
-        return seeded(lambda: llama(sizes, self.plan.vocabulary, 64, pad=PAD, start=START, end=END), seed)
-
-    def teacher(self) -> nn.Module:
-        """See :class:`Testbed`."""
-        return self._trained("teacher", self.plan.teacher, self.plan.teacher_recipe)
-
-    def student(self, seed: int = 0) -> nn.Module:
-        """The fine-tuned student that every arm begins with, trainable; the same for every seed."""
-        made = self._trained("student", self.plan.student, self.plan.student_recipe)
-        return made.requires_grad_(True)
-
-    def write(self, model: nn.Module, split: Split, seed: int | None = None, batch_size: int = 300) -> Sequences:
-        """What a model answers to the prompts of a split: greedy, or sampled with a seed."""
-        whole = Sequences.of(split.input)  # type: ignore[arg-type]
-        asked, decoding = without_answers(whole), self.decoding()
-        answers, masks = [], []
-        for rows in torch.arange(len(split)).split(batch_size):
-            views = None if seed is None else view_seeds(seed, 0, split.id[rows])
-            found = decoding(model, asked.select(rows), views)
-            gap = self.plan.answer - found.answer.shape[1]
-            answers.append(nn.functional.pad(found.answer, (0, gap), value=PAD))
-            masks.append(nn.functional.pad(found.answer_mask, (0, gap)))
-        return asked.with_answers(torch.cat(answers), torch.cat(masks))
-
-    def decoding(self, **options: Any) -> Decoding:
-        """How answers are written: this testbed's length and special tokens."""
-        return Decoding(self.plan.answer, END, PAD, **options)
-
-    def teacher_answers(self, seed: int | None = None) -> Sequences:
-        """The pool's prompts with the teacher's own answers, greedy or sampled; made once and kept."""
-
-        def make() -> dict[str, Tensor]:
-            return self.write(self.teacher(), self.pool(), seed).columns()
-
-        content = {**self._content("teacher"), "seed": seed, "pool": self.plan.pool}
-        return Sequences.of(kept_tensors(f"{self.name}-answers", content, make))
-
-    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """``nll`` per token of the true answers; of greedy answers ``rouge_l``, ``copied`` (share of their words that
-        the prompt holds) and ``ended`` (share that come to an end in time)."""
-        nll = tokens = 0.0
-        with torch.inference_mode():
-            for batch in split.batches(300):
-                given = Sequences.of(batch["input"]).trimmed().batch()
-                logits = answer_logits(model, given)["logits"]
-                nll += float(cross_entropy(logits, given["target"], mask=given["mask"], reduction="sum"))
-                tokens += float(given["mask"].sum())
-        greedy = self.write(model, split)
-        return {"nll": nll / tokens, **self.judge(greedy, self.references(split))}
-
-    def judge(self, written: Sequences, references: list[str]) -> dict[str, float]:
-        """``rouge_l``, ``copied`` and ``ended`` of written answers."""
-        texts = self.text(written)
-        rows = [ids[mask].tolist() for ids, mask in zip(written.prompt, written.prompt_mask)]
-        prompts = [set(text.split()) for text in self.tokenizer.decode_batch(rows, skip_special_tokens=True)]
-        words = [(word in prompt) for text, prompt in zip(texts, prompts) for word in text.split()]
-        last = written.answer.gather(1, (written.lengths - 1).clamp_min(0)[:, None])
-        return {
-            "rouge_l": sum(rouge_l(texts, references)) / len(texts),
-            "copied": sum(words) / max(len(words), 1),
-            "ended": float((last == END).double().mean()),
-        }
-
-    def gate(self) -> Gate:
-        """The teacher describes functions far better than the student, partly in the code's own words, and ends."""
-        content = {"teacher": self._content("teacher"), "student": self._content("student")}
-        figures = kept_numbers(f"gate-{self.name}-{self.regime}-{self.size}", content, self._gate_figures)
-        return Gate(tuple(Check(name, figures[name], low, high) for name, (low, high) in self.plan.bounds.items()))
-
-    def _gate_figures(self) -> dict[str, float]:
-        validation = self.splits().validation
-        teacher, student = self.evaluate(self.teacher(), validation), self.evaluate(self.student(), validation)
-        found = {f"teacher_{key}": value for key, value in teacher.items()}
-        found |= {f"student_{key}": value for key, value in student.items()}
-        found["rouge_l_lead"] = teacher["rouge_l"] - student["rouge_l"]
-        return {**found, "nll_lead": student["nll"] - teacher["nll"]}
-
-    def _trained(self, role: str, sizes: LlamaSizes, recipe: Training) -> nn.Module:
-        return kept_weights(
-            f"{self.name}-{role}",
-            self._content(role),
-            build=lambda: self.network(sizes, recipe.seed),
-            make=lambda model: finetune(model, self.splits().train, recipe),
-        )
-
-    def _content(self, role: str) -> dict[str, Any]:
-        plan = self.plan
-        sizes, recipe = getattr(plan, role), getattr(plan, f"{role}_recipe")
-        return {**self._origin, "sizes": asdict(sizes), "recipe": asdict(recipe)}
-
-    @property
-    def _origin(self) -> dict[str, Any]:
-        plan = self.plan
-        shape = [plan.vocabulary, plan.prompt, plan.answer, plan.train, plan.validation, plan.test]
-        return {"texts": self._texts["sha256"], "shape": shape}
-
-    @cached_property
-    def _texts(self) -> dict[str, Any]:
-        """Pairs of every split as text. Files are dealt out by the order of the corpus, which follows hashed names."""
+    def pairs(self) -> dict[str, Pairs]:
+        """Files are dealt out by the order of the corpus, which follows hashed names."""
         corpus = code_corpus.corpus(_CODE)
-        by_file: dict[str, list[tuple[str, str]]] = {}
+        by_file: dict[str, Pairs] = {}
         for function in corpus.train:
             pair = words_of(function)
             if pair is not None:
                 by_file.setdefault(function.file, []).append(pair)
         files = sorted(by_file, key=lambda name: content_hash({"file": name}))
-        parts: dict[str, list[tuple[str, str]]] = {}
+        parts: dict[str, Pairs] = {}
         for part, count in (("test", self.plan.test), ("validation", self.plan.validation), ("train", self.plan.train)):
-            chosen: list[tuple[str, str]] = []
+            chosen: Pairs = []
             while files and (count is None or len(chosen) < count):
                 # A file's first functions alone are held out, so that no big module rules the test.
                 found = by_file[files.pop(0)]
                 chosen += found if part == "train" else found[:10]
             parts[part] = chosen[:count]
-        return {"parts": parts, "sha256": content_hash({"pairs": parts})}
-
-    @cached_property
-    def _tokens(self) -> dict[str, Tensor]:
-        return kept_tensors(f"{self.name}-{self.size}", self._origin, self._tokenized)
-
-    def _tokenized(self) -> dict[str, Tensor]:
-        plan, start = self.plan, 0
-        found: dict[str, Tensor] = {}
-        for part, pairs in self._texts["parts"].items():
-            code = [one.ids for one in self.tokenizer.encode_batch([pair[0] for pair in pairs])]
-            docs = [one.ids for one in self.tokenizer.encode_batch([pair[1] for pair in pairs])]
-            kept = [(a, b) for a, b in zip(code, docs) if len(b) < plan.answer]
-            prompts = [[START, *a[: plan.prompt - 2], SEPARATOR] for a, _ in kept]
-            made = Sequences.pad(prompts, [[*b, END] for _, b in kept], pad=PAD).columns()
-            found |= {f"{part}.{key}": value for key, value in made.items()}
-            found[f"{part}.id"] = torch.arange(start, start + len(kept))
-            start += len(kept)
-        return found
-
-    def _split(self, part: str) -> Split:
-        mine = {key.split(".")[1]: value for key, value in self._tokens.items() if key.startswith(f"{part}.")}
-        ids = mine.pop("id")
-        return Split(mine, None, ids)
+        return parts
 
 
 def words_of(function: code_corpus.Function) -> tuple[str, str] | None:
@@ -322,45 +86,6 @@ def words_of(function: code_corpus.Function) -> tuple[str, str] | None:
         return None
     code = re.sub(r"#.*", "", function.code).split("def ", 1)[-1]
     return " ".join(re.findall("[a-z]+", _plain(code))), doc
-
-
-def finetune(model: nn.Module, samples: Split, recipe: Training) -> nn.Module:
-    """Train a model in place on prompts with their answers; it comes back in eval mode."""
-    loader = TensorLoader(samples, recipe.batch_size, seed=recipe.seed, drop_last=True)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95)
-    )
-    model.train()
-    step = 0
-    while step < recipe.steps:
-        for batch in loader:
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * warm_cosine(step / recipe.steps)
-            loss = _loss(model, Sequences.of(batch["input"]).trimmed(), recipe.prompt_weight)
-            optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            step += 1
-            if step == recipe.steps:
-                break
-    return model.eval()
-
-
-def _loss(model: nn.Module, given: Sequences, prompt_weight: float) -> Tensor:
-    if not prompt_weight:
-        batch = given.batch()
-        return cross_entropy(answer_logits(model, batch)["logits"], batch["target"], mask=batch["mask"])
-    # The whole text as the answer to its first token. Shorter prompts are padded between, which nothing attends to.
-    ids, mask = given.joined()
-    first = given.prompt_mask.int().argmax(1, keepdim=True)
-    start = torch.arange(ids.shape[1]) == first
-    logits = answer_logits(model, {**given.batch(), "target": ids[:, 1:]})["logits"]
-    weight = torch.cat([torch.full_like(given.prompt, 1), given.answer], 1).ne(-1).float()
-    weight[:, : given.prompt.shape[1]] = prompt_weight
-    counted = (mask & ~start)[:, 1:]
-    total = (weight[:, 1:] * counted).sum()
-    return cross_entropy(logits, ids[:, 1:], mask=counted, weight=weight[:, 1:], denominator=total)
 
 
 def _plain(text: str) -> str:

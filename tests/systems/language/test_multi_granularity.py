@@ -9,14 +9,16 @@ import torch
 from limbeck.data.loaders import TensorLoader
 from limbeck.engine import fit
 from limbeck.errors import UserError
-from limbeck.experiment.base import load_experiment
+from limbeck.experiment.base import Claim, load_experiment
 from limbeck.language import Decoding, FunctionWordSpans, Replayed, Revised, WindowSpans
 from limbeck.losses import forward_kl, span_product
 from limbeck.objectives import KL
+from limbeck.sources import Cached
 from limbeck.systems.language.multi_granularity import identities
 from limbeck.systems.language.multi_granularity.docstrings import ARMS, Docstrings
 from limbeck.systems.language.multi_granularity.identities import END, PAD, TOKENS, network, texts
 from limbeck.systems.language.multi_granularity.method import mgsr, mgsr_objective, scrg
+from limbeck.systems.language.multi_granularity.own_text import OwnText
 
 DECODING = Decoding(6, END, PAD)
 WHERE = "limbeck.systems.language.multi_granularity.experiment"
@@ -138,3 +140,27 @@ def test_texts_keep_a_trace() -> None:
     assert len(trace) == 6
     assert "becomes" in trace[0]["change"]
     assert found.run("revised", 0).metrics == found.run("revised", 0).metrics
+
+
+def test_the_real_model_answers_from_the_cache_on_fixed_sentences_and_live_on_own_text() -> None:
+    found = OwnText("smoke")
+    found.prepare()
+    assert isinstance(found.source(OwnText.arms["kl-data"].setting), Cached)
+    live = [found.source(OwnText.arms[name].setting) for name in ("gkd", "scrg", "full", "teacher-samples")]
+    assert all(one is found.teacher for one in live), "half a gigabyte once"
+    lower = {claim.metric: claim.better for claim in OwnText.claims if isinstance(claim, Claim)}
+    assert lower.pop("distinct_2") == "higher"
+    assert set(lower.values()) == {"lower"}
+
+
+def test_own_text_of_a_real_model() -> None:
+    found = load_experiment(f"{WHERE}:own_text", "smoke")
+    found.prepare()
+    outcome = found.run("random-place", 0)
+    assert outcome.notes["trace"]
+    assert outcome.metrics["changed"] > 0
+    assert {"kl", "reverse_kl", "teacher_nll", "kl_own", "kl_teacher", "excess_error"} <= set(outcome.metrics)
+    assert len(outcome.curves["kl"]) == found.steps["smoke"]  # type: ignore[attr-defined]
+    # The teacher itself writes as the teacher would.
+    same = found.assess(found.teacher)  # type: ignore[attr-defined]
+    assert abs(same["reverse_kl"]) + abs(same["kl_own"]) < 1e-4

@@ -8,60 +8,22 @@ were seen; the learning rate is from the sheet's range.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck import testbeds
-from limbeck.data.loaders import TensorLoader
-from limbeck.engine import OptimizerSettings, fit
-from limbeck.experiment import Arm, Experiment, Outcome
-from limbeck.language import (
-    DataText,
-    FunctionWordSpans,
-    OnPolicy,
-    RandomSpans,
-    SequenceDistiller,
-    Sequences,
-    StoredText,
-    Writer,
-    answer_logits,
-    token_divergence,
-)
+from limbeck.experiment import Arm
+from limbeck.language import Sequences, answer_logits, token_divergence
 from limbeck.losses import cross_entropy
 from limbeck.measure.text import distinct_n, excess_error, rouge_l
-from limbeck.objectives import KL, ClippedKL, CrossEntropy, DataCrossEntropy, Objective
-from limbeck.objectives.language import Spans
-from limbeck.testbeds.recipe import seeded
+from limbeck.objectives import KL, ClippedKL, CrossEntropy, Objective
 
 from .claims import CLAIMS
-from .method import mgsr_objective, scrg
+from .taught import Taught, Way
 
 #: Samples of which metrics are means; no seed of training is among them.
 SAMPLES = (1001, 1002, 1003)
-
-
-@dataclass(frozen=True)
-class Way:
-    """How an arm teaches.
-
-    Attributes:
-        text: ``data``, ``own`` (samples), ``revised``, ``random-place``, ``replay`` (revised, from a buffer too),
-            ``teacher-greedy`` or ``teacher-samples``.
-        token: makes the term that compares distributions on that text; None for the cross-entropy on the data alone.
-        spans: ``phrases`` or ``random``; None for no span term.
-        span_weight: of that term.
-    """
-
-    text: str = "revised"
-    token: Callable[[], Objective] | None = ClippedKL
-    spans: str | None = None
-    span_weight: float = 1.0
 
 
 def nucleus() -> Objective:
@@ -94,7 +56,7 @@ ARMS = {
 }
 
 
-class Docstrings(Experiment):
+class Docstrings(Taught):
     """See the module."""
 
     name = "docstrings"
@@ -106,7 +68,7 @@ class Docstrings(Experiment):
     seeds = {"smoke": (0, 1), "full": (0, 1, 2)}
     steps = {"smoke": 10, "full": 60}
     batch_size = {"smoke": 8, "full": 32}
-    optimizer = OptimizerSettings(lr=5e-4, weight_decay=0.01, warmup=0.05)
+    norms_of = ("full", "full-span100")
 
     def prepare(self) -> dict[str, Any]:
         """Teacher, fine-tuned student, the teacher's answers and the gate."""
@@ -118,56 +80,6 @@ class Docstrings(Experiment):
             "data": self.bed.data_hashes(),
             "reference": {name: self.assess(model) for name, model in bounds.items()},
         }
-
-    @cached_property
-    def bed(self) -> Any:
-        """The testbed."""
-        return testbeds.load(self.testbed, self.size)  # type: ignore[arg-type]
-
-    def run(self, arm: str, seed: int) -> Outcome:
-        """Distil, then write and judge."""
-        way: Way = self.arms[arm].setting
-        pool, objective = self.bed.pool(), seeded(lambda: self.objective(way), seed)
-        distiller = SequenceDistiller(
-            self.bed.student(), objective, self.bed.teacher(), writer=self.writer(way), seed=seed,
-            optimizer=self.optimizer, log_gradient_norms=arm.startswith("full"),
-        )  # fmt: skip
-        loader = TensorLoader(pool, self.batch_size[self.size], seed=seed, drop_last=True)
-        begun = time.perf_counter()
-        history = fit(distiller, loader, steps=self.steps[self.size], seed=seed, accelerator="cpu", log_every=10)
-        seconds = time.perf_counter() - begun
-        metrics = self.assess(distiller.finish())
-        curves = {name.replace("/", "_"): history.curve(name)["y"] for name in history.names() if name != "loss"}
-        if "kept_mass" in curves:
-            metrics |= {name: curves[name][-1] for name in ("kept_mass", "kept_classes")}
-        written = self.steps[self.size] * self.batch_size[self.size]
-        return Outcome(metrics, curves, {"training_seconds": seconds, "samples_per_second": written / seconds})
-
-    def writer(self, way: Way) -> Writer:
-        """Whose text an arm learns from."""
-        decoding = self.bed.decoding()
-        if way.text.startswith("teacher-"):
-            texts = self.bed.teacher_answers(None if way.text == "teacher-greedy" else 0)
-            return StoredText(texts, self.bed.pool().id)
-        made: dict[str, Callable[[], Writer]] = {
-            "data": DataText,
-            "own": lambda: OnPolicy(decoding),
-            "revised": lambda: scrg(decoding),
-            "random-place": lambda: scrg(decoding, rule="random"),
-            "replay": lambda: scrg(decoding, replay=10 * self.batch_size[self.size]),
-        }
-        return made[way.text]()
-
-    def objective(self, way: Way) -> Objective:
-        """What an arm minimises."""
-        if way.token is None:
-            return DataCrossEntropy()
-        spans: dict[str, Callable[[], Spans]] = {
-            "phrases": lambda: FunctionWordSpans(self.bed.pieces(), self.bed.special),
-            "random": RandomSpans,
-        }
-        chosen = spans[way.spans]() if way.spans else None
-        return mgsr_objective(chosen, token=way.token(), span_weight=way.span_weight)
 
     def assess(self, student: nn.Module) -> dict[str, float]:
         """Of greedy answers and of samples to the test prompts, and of the student's distributions."""

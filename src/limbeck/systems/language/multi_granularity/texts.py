@@ -90,7 +90,7 @@ class Texts(Experiment):
             written = reviser(student, Live(teacher, forward=answer_logits), written, views)
             metrics |= {name: float(value) for name, value in reviser.corrections[0].summary().items()}
             if seed == 0:
-                notes["trace"] = self.trace(before, written, reviser)
+                notes["trace"] = trace(self.bed, before, written, reviser)
         texts = self.bed.text(written)
         metrics["rouge_l"] = sum(rouge_l(texts, self.bed.references(test))) / len(texts)
         metrics["distinct_2"] = distinct_n(texts)
@@ -99,15 +99,16 @@ class Texts(Experiment):
         metrics["words"] = sum(len(text.split()) for text in texts) / len(texts)
         return Outcome(metrics, notes=notes)
 
-    def trace(self, before: Sequences, after: Sequences, reviser: Reviser, count: int = 6) -> list[dict[str, str]]:
-        """The first few texts with what was changed in them."""
-        found, tokenizer = reviser.corrections[0], self.bed.tokenizer
-        rows = torch.arange(count)
-        old, new = self.bed.text(before.select(rows)), self.bed.text(after.select(rows))
-        shown = []
-        for row in range(count):
-            place = int(found.place[row])
-            words = [tokenizer.decode([int(ids[row])]) if place >= 0 else "" for ids in (found.old, found.new)]
-            change = f"token {place}: {words[0]!r} becomes {words[1]!r}" if place >= 0 else "nothing to correct"
-            shown.append({"sample": old[row], "change": change, "revised": new[row]})
-        return shown
+
+def trace(bed: Any, before: Sequences, after: Sequences, reviser: Reviser, count: int = 6) -> list[dict[str, str]]:
+    """The first few texts with what was changed in them."""
+    found, tokenizer = reviser.corrections[0], bed.tokenizer
+    rows = torch.arange(min(count, len(before)))
+    old, new = bed.text(before.select(rows)), bed.text(after.select(rows))
+    shown = []
+    for row in rows.tolist():
+        place = int(found.place[row])
+        words = [tokenizer.decode([int(ids[row])]) if place >= 0 else "" for ids in (found.old, found.new)]
+        change = f"token {place}: {words[0]!r} becomes {words[1]!r}" if place >= 0 else "nothing to correct"
+        shown.append({"sample": old[row], "change": change, "revised": new[row]})
+    return shown
