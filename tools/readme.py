@@ -30,7 +30,7 @@ BENCHMARKS = {
     "cached_language_model": "step of a language model (half of SmolLM2) from the cache against a live teacher",
     "cache_frontier": "bytes per token of a cached language model (SmolLM2, 51,000 tokens) and what they cost in KL",
     "on_policy_step": "an on-policy step of a language model against TRL's GKD trainer",
-    "vocabulary_loss": "chunked vocabulary loss against the plain one, vocabulary 131,072",
+    "vocabulary_loss": "chunked vocabulary loss against the plain one, vocabularies of 131,072 and 49,152",
 }
 SPOKEN = ("perplexity", "kl", "agreement", "rouge_l", "rouge_l_to_teacher", "tokens_per_second", "parameters", "bytes")
 SHOWN = ("recall@10", "mrr", "cosine", "parameters", "bytes", "latency_p50_ms", "throughput_ratio")
