@@ -22,7 +22,7 @@ from limbeck.data.artefacts import artefact, fetch
 from limbeck.data.images import in_threads, open_image
 from limbeck.data.prompts import point_prompt
 from limbeck.data.split import Split, Splits
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, UserError
 from limbeck.measure.masks import mean_iou, prompted
 from limbeck.models import imagenet, mobile_sam
 from limbeck.models.image_encoders import ConvBlock
@@ -165,7 +165,8 @@ class SAMPhotos(Testbed):
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """``alignment``: mean IoU with the teacher's answers to the same prompts on the test photos, by kind;
         ``silhouette``: with the silhouettes of photos on white ground, asked for by their box."""
-        assert isinstance(model, SegmentAnything)
+        if not isinstance(model, SegmentAnything):
+            raise UserError("model", type(model).__name__, "a SegmentAnything, encoder and decoder")
         images = torch.as_tensor(split.input)
         embedding = run(model.image_encoder, images)
         counted = self.objects("test").flatten(2).any(2)

@@ -21,6 +21,7 @@ from limbeck.data.loaders import TensorLoader
 from limbeck.data.prompts import MaskPrompts
 from limbeck.data.split import Split, Splits
 from limbeck.data.sprites import Part, SpriteWorld
+from limbeck.errors import UserError
 from limbeck.measure.masks import prompted
 from limbeck.models.image_encoders import HybridEncoder
 from limbeck.models.segment_anything import SegmentAnything
@@ -201,7 +202,8 @@ class SmallSAM(Testbed):
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """``truth``: mean IoU with the true masks, by kind of prompt and in the mean."""
-        assert isinstance(model, SegmentAnything)
+        if not isinstance(model, SegmentAnything):
+            raise UserError("model", type(model).__name__, "a SegmentAnything, encoder and decoder")
         return prompted(self.answers(model, split), split.labels, "truth", asked_for(split))
 
     def gate(self) -> Gate:

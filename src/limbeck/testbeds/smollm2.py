@@ -71,7 +71,7 @@ class SmolLM2(Testbed):
         return require("transformers", "language").AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
 
     def splits(self, seed: int = 0) -> Splits:
-        """The same for every seed; validation is a part of the training sentences that experiments do not select on."""
+        """The same for every seed; validation is a part of the training sentences, so nothing is selected there."""
         plan = self.plan
         ids = torch.arange(plan.train + plan.test)
         columns = self._tokens
@@ -90,7 +90,7 @@ class SmolLM2(Testbed):
     def student(self, seed: int = 0) -> nn.Module:
         """The cut model, recovered where the regime says so, the same for every seed; its embedding, which is also its
         head, does not learn."""
-        return self._learning(self._recovered() if self.plan.recovery else self.cut())
+        return self._learning(self._recovered())
 
     def cut(self) -> nn.Module:
         """The kept layers as they were in the teacher."""

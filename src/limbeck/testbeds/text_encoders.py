@@ -152,7 +152,6 @@ def train_pairs(body: nn.Module, tokenizer: Any, texts: Sequence[str], plan: Pre
     What next-sentence prediction is to BERT: the network learns to read two texts at once. The head is thrown away.
     """
     model = seeded(lambda: CrossEncoder.on(body, tokenizer), plan.seed)
-    assert isinstance(model, CrossEncoder)
     collate = model.collate()
     generator = torch.Generator().manual_seed(plan.seed)
 
