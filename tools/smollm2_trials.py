@@ -109,7 +109,7 @@ def changed_teacher(out: Path, teacher: tuple[str, ...]) -> dict[str, Any]:
 def absent_server(out: Path, teacher: tuple[str, ...]) -> dict[str, Any]:
     """A llama-cpp-python server, killed in the middle of a training and started again ten seconds later."""
     port, log, student = free_port(), out / "server.log", fresh(out / "served-student")
-    # This server takes texts, not tokens: one that is cut may be read in other tokens, which is refused.
+    # This server takes texts, not tokens: one that is cut may be read in other tokens, and would be left out.
     short = out / "short.jsonl"
     write_chats(short, exchanges((80, 160), longest_prompt=80))
     source = f"server:http://127.0.0.1:{port},model={NAME},top=20"

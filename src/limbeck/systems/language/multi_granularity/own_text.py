@@ -8,8 +8,9 @@ compared, not where it ends.
 The primary metric is KL(student || teacher) per token along the student's own samples. By the chain rule that is the
 divergence of all that the student writes from what the teacher would: unlike the teacher's NLL of the samples it cannot
 be lowered by dull text. Sizes are from the clock and margins were set before any run. At the rate of the other entry
-with this model (5e-4) every arm ended farther from the teacher than it began; the rate was then set on validation
-sentences and seed 100, by cross-entropy and forward KL on own samples alone.
+with this model (5e-4) every arm ended farther from the teacher than it began; the rate was then set on training
+sentences (the testbed's validation is a part of them) and seed 100, by cross-entropy and forward KL on own samples
+alone.
 """
 
 from __future__ import annotations
